@@ -1,0 +1,159 @@
+// One compression from start to end, for every caller: local file, server job,
+// stream. Order of calls:
+//
+//   Create(model xml, options)      plan made; nothing of the .bin read
+//   [ComputeScores(source)]         only if needs_scores() (ratio < 1)
+//   output_bin_bytes(), OutputXml() known from here on
+//   Run(source, sink)               or RunAvailable() again and again while the
+//                                   input is still arriving
+//   report()
+//
+// Output bytes depend on the model and the options only: never on the executor,
+// the instruction set, the order of arrival or how often it was restarted.
+#ifndef OVPRESS_CORE_ENGINE_COMPRESSION_H_
+#define OVPRESS_CORE_ENGINE_COMPRESSION_H_
+
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "core/base/executor.h"
+#include "core/base/io.h"
+#include "core/engine/options.h"
+#include "core/ir/model.h"
+
+namespace ovpress {
+
+inline constexpr uint64_t kDefaultMemoryBudgetBytes = 256ull << 20;
+inline constexpr uint64_t kMinMemoryBudgetBytes = 32ull << 20;
+
+enum class Phase : uint8_t { kPlanning, kScoring, kCompressing, kFinishing, kDone };
+absl::string_view PhaseName(Phase phase);  // "scoring"
+
+struct Progress {
+  Phase phase = Phase::kPlanning;
+  uint64_t bytes_done = 0;   // of the input .bin, in this phase
+  uint64_t bytes_total = 0;
+  uint64_t weights_done = 0;  // compressed weights finished
+  uint64_t weights_total = 0;
+};
+
+struct RunOptions {
+  Executor* executor = nullptr;  // REQUIRED
+  uint64_t memory_budget_bytes = kDefaultMemoryBudgetBytes;
+  // Set to true from any thread: the run returns kCancelled within one window
+  // (milliseconds).
+  const std::atomic<bool>* stop = nullptr;
+  // Called from compute threads, one at a time, at most every ~50 ms and at
+  // each change of phase. Must be quick.
+  std::function<void(const Progress&)> progress;
+  // Measure relative error and SQNR of each weight for the report (costs a
+  // pass over the codes).
+  bool measure_error = false;
+};
+
+// One line of the report: what became of one constant.
+struct WeightReport {
+  std::string name;       // of the constant
+  std::string node;       // of its first user
+  std::string node_type;  // "MatMul"
+  std::vector<uint64_t> shape;
+  std::string from;       // "f16"
+  std::string to;         // mode name, or "f32"... if kept
+  std::string reason;     // why kept or why this mode: "primary", "backup", "ignored" ...
+  int64_t group_size = -1;
+  uint64_t bytes_before = 0;
+  uint64_t bytes_after = 0;  // codes, scales, zero points, tables
+  uint64_t elements = 0;
+  bool has_error = false;
+  double relative_error = 0;  // ||d - w|| / ||w||
+  double sqnr_db = 0;         // 10 log10(||w||^2 / ||d - w||^2)
+  bool has_score = false;
+  double score = 0;           // sensitivity, ratio < 1 only
+};
+
+struct Report {
+  std::vector<WeightReport> weights;
+  uint64_t bin_bytes_before = 0;
+  uint64_t bin_bytes_after = 0;
+  uint64_t weight_elements = 0;   // of compressed weights
+  double bits_per_weight = 0;     // of compressed weights, scales included
+  double primary_share = 0;       // of ratio-defining elements, 0..1
+  std::vector<std::string> warnings;
+  std::string ToJson() const;     // documented in docs/report.md
+  std::string ToTable() const;    // for people
+};
+
+// Sizes known from the .xml alone. With ratio < 1 the choice is open until the
+// weights were scored, hence a range; min == max otherwise.
+struct Estimate {
+  uint64_t input_bin_bytes = 0;  // that the constants use
+  uint64_t output_bin_bytes_min = 0;
+  uint64_t output_bin_bytes_max = 0;
+  uint64_t peak_memory_bytes = 0;  // working memory of a run under its budget
+  bool reads_weights_twice = false;
+  std::vector<WeightReport> weights;
+};
+
+class Compression {
+ public:
+  // kInvalidArgument (options, or NNCF refuses this model with them), kDataLoss
+  // (model), kUnimplemented.
+  static absl::StatusOr<std::unique_ptr<Compression>> Create(
+      std::string xml, const CompressionOptions& options);
+  ~Compression();
+
+  const Model& model() const;
+  // The plan as readable text, one line per weight, stable between releases but
+  // for additions: what --dry-run prints and the snapshot tests compare.
+  std::string PlanText() const;
+  Estimate EstimateSizes() const;
+
+  bool needs_scores() const;
+  absl::Status ComputeScores(ByteSource& bin, const RunOptions& options);
+
+  // REQUIRES: !needs_scores() or ComputeScores() done.
+  uint64_t output_bin_bytes() const;
+  std::string OutputXml() const;
+
+  absl::Status Run(ByteSource& bin, ByteSink& out, const RunOptions& options);
+
+  // Does all work whose input lies below `available_bytes` and was not done
+  // yet. Call from one thread at a time; `available_bytes` never decreases; the
+  // last call has the full size. output_prefix_bytes(): output below it is
+  // final and was written to the sink.
+  absl::Status RunAvailable(ByteSource& bin, uint64_t available_bytes,
+                            ByteSink& out, const RunOptions& options);
+  uint64_t output_prefix_bytes() const;
+
+  // REQUIRES: Run() done.
+  Report report() const;
+
+ private:
+  Compression();
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+// The local job: reads in_xml and its .bin (same name, extension .bin, unless
+// `in_bin` is given), writes out_xml and its .bin whole or not at all.
+struct FileJob {
+  std::string in_xml;
+  std::string in_bin;   // empty: beside in_xml
+  std::string out_xml;  // must end in .xml
+};
+absl::StatusOr<Report> CompressFiles(const FileJob& job,
+                                     const CompressionOptions& options,
+                                     const RunOptions& run);
+
+// The version string of the engine; part of the result cache's key.
+absl::string_view EngineVersion();
+
+}  // namespace ovpress
+
+#endif  // OVPRESS_CORE_ENGINE_COMPRESSION_H_
