@@ -53,6 +53,8 @@ class ModelEditor {
 
   // Adds an edge; an edge that already ended at `to` is replaced.
   void Connect(PortRef from, PortRef to);
+  // Changes the `name` attribute of a top-level layer.
+  void SetLayerName(uint64_t layer_id, const std::string& name);
   // Removes the layer and all edges from and to it.
   void RemoveLayer(uint64_t layer_id);
 

@@ -1,0 +1,85 @@
+#include "core/engine/weight_reader.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "core/base/status_macros.h"
+#include "core/quant/kernels.h"
+
+namespace ovpress {
+
+BufferPool::Buffer BufferPool::Take(size_t size) {
+  Buffer buffer;
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    // The largest free one, so that buffers stop growing soon.
+    if (!free_.empty()) {
+      const auto largest = std::max_element(
+          free_.begin(), free_.end(), [](const Buffer& a, const Buffer& b) {
+            return a->size() < b->size();
+          });
+      buffer = std::move(*largest);
+      free_.erase(largest);
+    }
+  }
+  if (buffer == nullptr) buffer = std::make_unique<std::vector<std::byte>>();
+  if (buffer->size() < size) {
+    // Not resize(): the old contents need no copy.
+    *buffer = std::vector<std::byte>(size);
+  }
+  return buffer;
+}
+
+void BufferPool::Give(Buffer buffer) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  free_.push_back(std::move(buffer));
+}
+
+size_t WeightReader::element_size() const {
+  return static_cast<size_t>(BitsPerElement(constant_->type)) / 8;
+}
+
+absl::Status WeightReader::Read(uint64_t first, uint64_t count,
+                                std::byte* out) const {
+  const size_t size = element_size();
+  OVPRESS_RETURN_IF_ERROR(
+      bin_->ReadAt(constant_->offset_bytes + first * size,
+                   std::span<std::byte>(out, count * size)));
+  for (const ScaleStep& step : steps_) Apply(step, first, count, out);
+  return absl::OkStatus();
+}
+
+void WeightReader::Apply(const ScaleStep& step, uint64_t first, uint64_t count,
+                         std::byte* data) const {
+  // Walks runs along the last axis: within one the factor index advances by the
+  // last stride (0 or 1).
+  const std::vector<uint64_t>& shape = constant_->shape;
+  const size_t rank = shape.size();
+  const uint64_t last_dim = rank == 0 ? 1 : shape[rank - 1];
+  const uint64_t last_stride = rank == 0 ? 0 : step.strides[rank - 1];
+  const size_t size = element_size();
+  constexpr uint64_t kBlock = 1024;
+  float block[kBlock];
+  uint64_t done = 0;
+  while (done < count) {
+    const uint64_t element = first + done;
+    const uint64_t column = element % last_dim;
+    uint64_t rest = element / last_dim;
+    uint64_t base = 0;
+    for (size_t axis = rank; axis-- > 1;) {
+      const uint64_t dim = shape[axis - 1];
+      base += rest % dim * step.strides[axis - 1];
+      rest /= dim;
+    }
+    const uint64_t run =
+        std::min({last_dim - column, count - done, uint64_t{kBlock}});
+    std::byte* at = data + done * size;
+    ToFloat(constant_->type, at, run, block);
+    const float* factor = step.factors->data() + base + column * last_stride;
+    for (uint64_t i = 0; i < run; ++i) block[i] *= factor[i * last_stride];
+    FromFloat(constant_->type, block, run, at);
+    done += run;
+  }
+}
+
+}  // namespace ovpress
