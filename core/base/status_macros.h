@@ -8,11 +8,13 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 
-#define OVPRESS_RETURN_IF_ERROR(expr)                                    \
-  do {                                                                   \
-    if (absl::Status ovpress_status_ = (expr); !ovpress_status_.ok()) {  \
-      return ovpress_status_;                                            \
-    }                                                                    \
+#define OVPRESS_RETURN_IF_ERROR(expr) \
+  OVPRESS_RETURN_IF_ERROR_IMPL_(OVPRESS_CONCAT_(ovpress_status_, __LINE__), expr)
+#define OVPRESS_RETURN_IF_ERROR_IMPL_(tmp, expr)   \
+  do {                                             \
+    if (absl::Status tmp = (expr); !tmp.ok()) {    \
+      return tmp;                                  \
+    }                                              \
   } while (false)
 
 #define OVPRESS_CONCAT_INNER_(a, b) a##b

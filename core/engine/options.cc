@@ -19,7 +19,7 @@ namespace {
 constexpr struct {
   BackupMode mode;
   absl::string_view name;
-} kBackupModes[] = {{BackupMode::kNone, "none"},
+} kBackupModes[] = {{BackupMode::kKeepFloat, "none"},
                     {BackupMode::kInt8Sym, "int8_sym"},
                     {BackupMode::kInt8Asym, "int8_asym"},
                     {BackupMode::kMxfp8E4m3, "mxfp8_e4m3"},

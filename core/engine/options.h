@@ -16,7 +16,7 @@
 namespace ovpress {
 
 enum class BackupMode : uint8_t {
-  kNone,
+  kKeepFloat,  // "none": what is not primary stays as it is
   kInt8Sym,
   kInt8Asym,
   kMxfp8E4m3,

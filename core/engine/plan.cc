@@ -175,7 +175,7 @@ absl::StatusOr<absl::flat_hash_set<std::string>> IgnoredNames(
 std::optional<WeightConfig> BackupConfig(const Plan& plan, ElementType type) {
   WeightConfig config;
   switch (plan.backup_mode) {
-    case BackupMode::kNone:
+    case BackupMode::kKeepFloat:
       return std::nullopt;
     case BackupMode::kFp8E4m3:
       config = {Mode::kFp8E4m3, plan.group_size};

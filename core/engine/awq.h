@@ -1,0 +1,38 @@
+// Data-free AWQ: which weights are rescaled, and by what.
+//
+// A target weight W (a MatMul whose configuration has at most 4 bits) is
+// multiplied along its input channels by sc = 1 / max(mean|W|, EPS), so that
+// all input channels have the same mean magnitude before they share scales;
+// the inverse a = 1 / sc goes to where its input comes from: into the output
+// channels of the MatMul before, or into a new Multiply. Formula and patterns
+// are NNCF's (awq.py, awq_patterns.py); a match is taken only if the model's
+// function is kept in exact arithmetic (docs/nncf-differences.md).
+#ifndef OVPRESS_CORE_ENGINE_AWQ_H_
+#define OVPRESS_CORE_ENGINE_AWQ_H_
+
+#include <cstdint>
+#include <functional>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "core/engine/weight_reader.h"
+#include "core/ir/model.h"
+
+namespace ovpress {
+
+// sc and 1/sc, one value per input channel ([batch, channel] for a 3-D weight
+// unless `shared_over_batch`). `reduction_axis` is the input channel axis of a
+// 2-D or 3-D constant. The mean is NumPy's f32 mean, bit for bit: rows added in
+// order along a strided axis, pairwise along the contiguous one.
+absl::Status ComputeAwqFactors(
+    const WeightReader& reader, const Constant& constant, int reduction_axis,
+    bool shared_over_batch, BufferPool* pool, size_t window_bytes,
+    const std::function<absl::Status(uint64_t)>& advance,
+    std::vector<float>* factors, std::vector<float>* inverses);
+
+// NumPy's pairwise sum of a contiguous f32 array.
+float PairwiseSum(const float* values, size_t count);
+
+}  // namespace ovpress
+
+#endif  // OVPRESS_CORE_ENGINE_AWQ_H_
