@@ -1,0 +1,158 @@
+// What NNCF refuses, we refuse, and say why.
+#include "core/engine/options.h"
+
+#include <cstring>
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+
+namespace ovpress {
+namespace {
+
+using ::testing::HasSubstr;
+
+void ExpectRefused(const CompressionOptions& options, const char* piece) {
+  const absl::Status status = ValidateOptions(options);
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(status.message()), HasSubstr(piece));
+}
+
+TEST(ValidateOptions, Int8IsForTheWholeModel) {
+  ExpectRefused({.mode = Mode::kInt8Asym, .ratio = 0.5}, "ratio cannot be 0.5");
+  ExpectRefused({.mode = Mode::kInt8Sym, .group_size = 64},
+                "group size cannot be 64");
+  ExpectRefused({.mode = Mode::kInt8Asym, .all_layers = false}, "all_layers");
+  ExpectRefused({.mode = Mode::kInt8Asym, .backup_mode = BackupMode::kInt8Sym},
+                "backup_mode");
+  ExpectRefused({.mode = Mode::kInt8Asym, .awq = false}, "awq");
+  EXPECT_TRUE(ValidateOptions({.mode = Mode::kInt8Asym, .ratio = 1.0}).ok());
+  EXPECT_TRUE(
+      ValidateOptions({.mode = Mode::kInt8Asym, .group_size = -1}).ok());
+}
+
+TEST(ValidateOptions, Ranges) {
+  ExpectRefused({.mode = Mode::kInt4Sym, .ratio = 1.5}, "[0, 1]");
+  ExpectRefused({.mode = Mode::kInt4Sym, .ratio = -0.1}, "[0, 1]");
+  ExpectRefused({.mode = Mode::kInt4Sym, .group_size = 0}, "not 0");
+  ExpectRefused({.mode = Mode::kInt4Sym, .group_size = -2}, "not -2");
+  EXPECT_TRUE(ValidateOptions({.mode = Mode::kInt4Sym, .ratio = 0.0}).ok());
+}
+
+TEST(ValidateOptions, FixedGroupSizes) {
+  ExpectRefused({.mode = Mode::kMxfp4, .group_size = 64}, "group size of 32");
+  ExpectRefused({.mode = Mode::kNvfp4, .group_size = 32}, "group size of 16");
+  ExpectRefused({.mode = Mode::kMxfp8E4m3,
+                 .group_size_fallback = GroupSizeFallback::kAdjust},
+                "cannot be adjust");
+  EXPECT_TRUE(ValidateOptions({.mode = Mode::kNvfp4, .group_size = 16}).ok());
+}
+
+TEST(ValidateOptions, AwqHasItsModes) {
+  for (const Mode mode : {Mode::kMxfp4, Mode::kMxfp8E4m3, Mode::kFp8E4m3,
+                          Mode::kFp4, Mode::kNvfp4}) {
+    ExpectRefused({.mode = mode, .awq = true}, "does not work with awq");
+  }
+  EXPECT_TRUE(ValidateOptions({.mode = Mode::kNf4, .awq = true}).ok());
+}
+
+TEST(ValidateOptions, MetricsThatNeedData) {
+  ExpectRefused({.mode = Mode::kInt4Sym,
+                 .sensitivity_metric = "max_activation_variance"},
+                "needs a data set");
+  ExpectRefused({.mode = Mode::kInt4Sym, .sensitivity_metric = "magic"},
+                "unknown sensitivity metric 'magic'");
+}
+
+TEST(ValidateOptions, CodebookIsRequiredAndChecked) {
+  ExpectRefused({.mode = Mode::kCodebook}, "needs a table");
+}
+
+TEST(CanonicalOptions, EqualMeaningGivesEqualText) {
+  const CompressionOptions a{.mode = Mode::kInt4Sym};
+  const CompressionOptions b{.mode = Mode::kInt4Sym, .group_size = 128};
+  const CompressionOptions c{.mode = Mode::kInt4Sym, .ratio = 1.0};
+  EXPECT_EQ(CanonicalOptions(a), CanonicalOptions(b));
+  // "1" and "1.0" stand in rt_info, so these two results differ.
+  EXPECT_NE(CanonicalOptions(a), CanonicalOptions(c));
+  CompressionOptions d{.mode = Mode::kInt4Sym};
+  d.ignored.names = {"x"};
+  EXPECT_NE(CanonicalOptions(a), CanonicalOptions(d));
+}
+
+TEST(ParseCodebook, JsonArray) {
+  std::string text;
+  const auto codebook = ParseCodebook("[-1, 0, 0.5, 1]", &text);
+  ASSERT_TRUE(codebook.ok()) << codebook.status();
+  EXPECT_EQ((*codebook)->type, ElementType::kF32);
+  EXPECT_THAT((*codebook)->values, ::testing::ElementsAre(-1, 0, 0.5, 1));
+  EXPECT_EQ((*codebook)->stored.size(), 16u);
+  // As NumPy prints it.
+  EXPECT_EQ(text, "array([-1. ,  0. ,  0.5,  1. ], dtype=float32)");
+}
+
+TEST(ParseCodebook, RefusesWhatNncfRefuses) {
+  const struct {
+    const char* text;
+    const char* piece;
+  } kCases[] = {{"[1]", "at least two"},
+                {"[]", "at least two"},
+                {"[1, 1]", "ascend strictly"},
+                {"[2, 1]", "ascend strictly"},
+                {"[1, \"a\"]", "not a number"},
+                {"[[1, 2]]", "not a number"},
+                {"{\"values\": 3}", "array of numbers"},
+                {"{}", "\"values\" is missing"},
+                {"hello", "not valid JSON"},
+                {"[1, 1e999]", ""},
+                {"{\"dtype\": \"i4\", \"values\": [1, 2]}", "not supported"},
+                {"{\"dtype\": \"u8\", \"values\": [1, 300]}", "does not fit"}};
+  for (const auto& c : kCases) {
+    const auto codebook = ParseCodebook(c.text, nullptr);
+    EXPECT_FALSE(codebook.ok()) << c.text;
+    EXPECT_THAT(std::string(codebook.status().message()), HasSubstr(c.piece));
+  }
+}
+
+std::string Npy(const std::string& header, const std::string& data) {
+  std::string padded = header;
+  while ((10 + padded.size() + 1) % 64 != 0) padded += ' ';
+  padded += '\n';
+  std::string out("\x93NUMPY\x01\x00", 8);
+  out += static_cast<char>(padded.size() & 255);
+  out += static_cast<char>(padded.size() >> 8);
+  return out + padded + data;
+}
+
+TEST(ParseCodebook, NumpyFile) {
+  const double values[] = {-2, 0.25, 3};
+  const std::string data(reinterpret_cast<const char*>(values),
+                         sizeof(values));
+  const std::string header =
+      "{'descr': '<f8', 'fortran_order': False, 'shape': (3,), }";
+  std::string text;
+  const auto codebook = ParseCodebook(Npy(header, data), &text);
+  ASSERT_TRUE(codebook.ok()) << codebook.status();
+  EXPECT_EQ((*codebook)->type, ElementType::kF64);
+  EXPECT_THAT((*codebook)->values, ::testing::ElementsAre(-2, 0.25, 3));
+  EXPECT_EQ(text, "array([-2.  ,  0.25,  3.  ])");
+  // Cut off at every byte: an error, never a crash.
+  const std::string whole = Npy(header, data);
+  for (size_t size = 0; size < whole.size(); ++size) {
+    EXPECT_FALSE(ParseCodebook(whole.substr(0, size), nullptr).ok()) << size;
+  }
+  EXPECT_FALSE(
+      ParseCodebook(
+          Npy("{'descr': '<f8', 'fortran_order': False, 'shape': (1, 3), }",
+              data),
+          nullptr)
+          .ok());
+  EXPECT_FALSE(
+      ParseCodebook(
+          Npy("{'descr': '>f8', 'fortran_order': False, 'shape': (3,), }",
+              data),
+          nullptr)
+          .ok());
+}
+
+}  // namespace
+}  // namespace ovpress
