@@ -1,0 +1,73 @@
+"""Runs two models on the CPU with the same inputs and compares every bit."""
+
+from __future__ import annotations
+
+import zlib
+
+import numpy as np
+import openvino as ov
+
+# Only for exactness: one stream, one thread, no lower precision.
+CONFIG = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1, "NUM_STREAMS": 1}
+# Enough for a sequence, small enough to be quick.
+DYNAMIC_SIZE = 4
+
+
+def _input(port: ov.Output, seed: int) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    shape = []
+    for axis, dim in enumerate(port.get_partial_shape()):
+        if dim.is_static:
+            shape.append(dim.get_length())
+        else:
+            # Images want sizes that survive downsampling; sequences do not.
+            size = 64 if len(port.get_partial_shape()) == 4 and axis >= 2 else 1 if axis == 0 else DYNAMIC_SIZE
+            if len(port.get_partial_shape()) == 4 and axis == 1:
+                size = 3
+            shape.append(min(max(size, dim.get_min_length()), dim.get_max_length() if dim.get_max_length() > 0 else size))
+    kind = port.get_element_type()
+    if kind == ov.Type.boolean:
+        return rng.integers(0, 2, shape).astype(bool)
+    if kind.is_integral():
+        name = port.get_any_name() if port.get_names() else ""
+        if "beam" in name:
+            return np.zeros(shape, kind.to_dtype())
+        if "mask" in name:
+            return np.ones(shape, kind.to_dtype())
+        return rng.integers(0, 3, shape).astype(kind.to_dtype())
+    return rng.standard_normal(shape).astype(kind.to_dtype())
+
+
+def run(core: ov.Core, xml) -> list[np.ndarray]:
+    compiled = core.compile_model(core.read_model(xml), "CPU", CONFIG)
+    inputs = [_input(port, zlib.crc32(str(i).encode())) for i, port in enumerate(compiled.inputs)]
+    request = compiled.create_infer_request()
+    outputs = []
+    for _ in range(2):  # twice, so that states take part
+        request.infer(inputs)
+        outputs += [np.array(request.get_output_tensor(i).data) for i in range(len(compiled.outputs))]
+    return outputs
+
+
+def compare(core: ov.Core, theirs, ours) -> list[str] | None:
+    """Differences; None if the reference itself does not run on the CPU."""
+    try:
+        expected = run(core, theirs)
+    except Exception:
+        return None
+    try:
+        actual = run(core, ours)
+    except Exception as error:
+        return [f"inference fails: {str(error).strip().splitlines()[-1]}"]
+    out = []
+    for i, (a, b) in enumerate(zip(expected, actual)):
+        if a.shape != b.shape or a.dtype != b.dtype:
+            out.append(f"output {i} is {b.dtype}{b.shape}, with NNCF {a.dtype}{a.shape}")
+        elif a.dtype.kind in "US" or a.dtype == object:
+            if not np.array_equal(a, b):
+                out.append(f"output {i} differs")
+        elif np.ascontiguousarray(a).tobytes() != np.ascontiguousarray(b).tobytes():
+            with np.errstate(all="ignore"):
+                worst = np.nanmax(np.abs(a.astype(np.float64) - b.astype(np.float64))) if a.size else 0
+            out.append(f"output {i} differs, at most by {worst:g}")
+    return out
