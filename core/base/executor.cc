@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "core/base/mutex.h"
+#include "oneapi/tbb/global_control.h"
 #include "oneapi/tbb/info.h"
 #include "oneapi/tbb/task_arena.h"
 #include "oneapi/tbb/task_group.h"
@@ -90,7 +91,14 @@ class TbbExecutor final : public Executor {
   explicit TbbExecutor(int threads)
       : threads_(threads > 0 ? threads
                              : oneapi::tbb::info::default_concurrency()),
-        arena_(threads_) {}
+        arena_(threads_) {
+    // oneTBB makes no more workers than processors unless it is told to.
+    if (threads_ > oneapi::tbb::info::default_concurrency()) {
+      more_workers_ = std::make_unique<oneapi::tbb::global_control>(
+          oneapi::tbb::global_control::max_allowed_parallelism,
+          static_cast<size_t>(threads_));
+    }
+  }
   int parallelism() const override { return threads_; }
   absl::Status ParallelFor(
       size_t count, absl::FunctionRef<absl::Status(size_t)> body) override {
@@ -109,6 +117,7 @@ class TbbExecutor final : public Executor {
 
  private:
   const int threads_;
+  std::unique_ptr<oneapi::tbb::global_control> more_workers_;
   oneapi::tbb::task_arena arena_;
 };
 
