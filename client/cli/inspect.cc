@@ -56,7 +56,8 @@ const Constant* CompressedSource(const Model& model, size_t layer) {
   return nullptr;
 }
 
-std::string RtInfo(const Model& model, std::initializer_list<const char*> path) {
+std::string RtInfo(const Model& model,
+                   std::initializer_list<const char*> path) {
   pugi::xml_node node = model.document().child("net").child("rt_info");
   for (const char* name : path) node = node.child(name);
   return node.attribute("value").value();
@@ -118,7 +119,8 @@ absl::StatusOr<std::string> InspectModel(const std::string& xml_path,
     ++total.count;
     total.bytes += constant.size_bytes;
   }
-  const std::string mode = RtInfo(model, {"nncf", "weight_compression", "mode"});
+  const std::string mode =
+      RtInfo(model, {"nncf", "weight_compression", "mode"});
   uint64_t compressed = 0;
   for (const Found& weight : weights) compressed += weight.compressed;
 
@@ -156,8 +158,8 @@ absl::StatusOr<std::string> InspectModel(const std::string& xml_path,
   if (!mode.empty()) {
     absl::StrAppend(&out, "compressed before with mode ", mode, "\n");
   }
-  absl::StrAppend(&out, absl::StrFormat("%-10s %9s %14s\n", "type",
-                                        "constants", "bytes"));
+  absl::StrAppend(
+      &out, absl::StrFormat("%-10s %9s %14s\n", "type", "constants", "bytes"));
   for (const auto& [type, total] : by_type) {
     absl::StrAppend(&out, absl::StrFormat("%-10s %9d %14d\n", type, total.count,
                                           total.bytes));

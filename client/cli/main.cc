@@ -23,8 +23,7 @@ namespace {
 
 int Fail(const absl::Status& status) {
   std::cerr << "ovpress: " << status.message() << "\n";
-  if (status.code() == absl::StatusCode::kCancelled &&
-      InterruptFlag().load()) {
+  if (status.code() == absl::StatusCode::kCancelled && InterruptFlag().load()) {
     return kExitInterrupted;
   }
   return kExitFailed;
@@ -55,11 +54,9 @@ absl::Status WriteTextFile(const std::string& path, const std::string& text) {
 absl::Status DryRun(const CompressFlags& flags,
                     const CompressionOptions& options) {
   OVPRESS_ASSIGN_OR_RETURN(
-      std::string xml,
-      ReadSmallFile(flags.in_xml, IrLimits().xml_bytes_max));
-  OVPRESS_ASSIGN_OR_RETURN(
-      const std::unique_ptr<Compression> compression,
-      Compression::Create(std::move(xml), options));
+      std::string xml, ReadSmallFile(flags.in_xml, IrLimits().xml_bytes_max));
+  OVPRESS_ASSIGN_OR_RETURN(const std::unique_ptr<Compression> compression,
+                           Compression::Create(std::move(xml), options));
   std::cout << compression->PlanText();
   const Estimate estimate = compression->EstimateSizes();
   std::cout << "weights file: " << estimate.input_bin_bytes << " -> ";
@@ -85,8 +82,8 @@ int RunCompress(const CompressFlags& flags) {
   }
   if (*budget < kMinMemoryBudgetBytes) {
     std::cerr << "ovpress: --memory-budget " << flags.memory_budget
-              << " is below the least, "
-              << HumanBytes(kMinMemoryBudgetBytes) << "\n";
+              << " is below the least, " << HumanBytes(kMinMemoryBudgetBytes)
+              << "\n";
     return kExitUsage;
   }
   if (flags.dry_run) {
@@ -109,8 +106,8 @@ int RunCompress(const CompressFlags& flags) {
     bar.Update(PhaseName(progress.phase), progress.bytes_done,
                progress.bytes_total, "");
   };
-  const absl::StatusOr<Report> report = CompressFiles(
-      {flags.in_xml, flags.in_bin, flags.out_xml}, *options, run);
+  const absl::StatusOr<Report> report =
+      CompressFiles({flags.in_xml, flags.in_bin, flags.out_xml}, *options, run);
   bar.Finish();
   if (!report.ok()) return Fail(report.status());
   if (!flags.report_file.empty()) {
@@ -130,8 +127,7 @@ int Main(int argc, char** argv) {
       "ovpress compresses the weights of OpenVINO IR models without any data "
       "set, with the result that NNCF's compress_weights gives, bit for bit.",
       "ovpress"};
-  app.set_version_flag("--version",
-                       absl::StrCat("ovpress ", EngineVersion()));
+  app.set_version_flag("--version", absl::StrCat("ovpress ", EngineVersion()));
   app.require_subcommand(1);
   app.get_formatter()->column_width(34);
   int exit_code = kExitDone;
@@ -139,41 +135,47 @@ int Main(int argc, char** argv) {
   CompressFlags flags;
   CLI::App* compress =
       app.add_subcommand("compress", "Compress a model: IN.xml -o OUT.xml");
-  compress->add_option("input", flags.in_xml,
-                       "The model's .xml; its weights are in the .bin of the "
-                       "same name")
+  compress
+      ->add_option("input", flags.in_xml,
+                   "The model's .xml; its weights are in the .bin of the "
+                   "same name")
       ->required()
       ->type_name("IN.xml");
-  compress->add_option("-o,--output", flags.out_xml,
-                       "Where the compressed model goes; its .bin beside it")
+  compress
+      ->add_option("-o,--output", flags.out_xml,
+                   "Where the compressed model goes; its .bin beside it")
       ->type_name("OUT.xml");
   compress->add_option("--bin", flags.in_bin,
                        "The weights file, if it is not beside the .xml");
   flags.compression.Register(compress);
   const std::string how = "How to run";
-  compress->add_option("--threads", flags.threads,
-                       "Threads to compute with; 0: all that this process may "
-                       "use")
+  compress
+      ->add_option("--threads", flags.threads,
+                   "Threads to compute with; 0: all that this process may "
+                   "use")
       ->check(CLI::Range(0, 1024))
       ->capture_default_str()
       ->group(how);
-  compress->add_option("--memory-budget", flags.memory_budget,
-                       "Most memory to use, mapped pages included")
+  compress
+      ->add_option("--memory-budget", flags.memory_budget,
+                   "Most memory to use, mapped pages included")
       ->capture_default_str()
       ->group(how);
-  compress->add_flag("--dry-run", flags.dry_run,
-                     "Print the plan and the sizes; read no weight, write "
-                     "nothing")
+  compress
+      ->add_flag("--dry-run", flags.dry_run,
+                 "Print the plan and the sizes; read no weight, write "
+                 "nothing")
       ->group(how);
-  compress->add_option("--report", flags.report_file,
-                       "Write a JSON report on each weight, error included")
+  compress
+      ->add_option("--report", flags.report_file,
+                   "Write a JSON report on each weight, error included")
       ->group(how);
-  compress->add_flag("--measure-error", flags.measure,
-                     "Measure the relative error of each weight (--report "
-                     "does)")
+  compress
+      ->add_flag("--measure-error", flags.measure,
+                 "Measure the relative error of each weight (--report "
+                 "does)")
       ->group(how);
-  compress->add_flag("-q,--quiet", flags.quiet,
-                     "No progress bar, no summary")
+  compress->add_flag("-q,--quiet", flags.quiet, "No progress bar, no summary")
       ->group(how);
 #ifdef OVPRESS_WITH_REMOTE
   RemoteFlags remote;
@@ -201,9 +203,10 @@ int Main(int argc, char** argv) {
 
   std::string inspect_input;
   bool inspect_json = false;
-  CLI::App* inspect = app.add_subcommand(
-      "inspect",
-      "Show a model's weights, types and sizes, and what is compressed already");
+  CLI::App* inspect =
+      app.add_subcommand("inspect",
+                         "Show a model's weights, types and sizes, and what is "
+                         "compressed already");
   inspect->add_option("input", inspect_input, "The model's .xml")
       ->required()
       ->type_name("IN.xml");

@@ -25,9 +25,9 @@ std::string ModeNames() {
 
 void CompressionFlags::Register(CLI::App* app) {
   const std::string group = "What to compress to";
-  app->add_option("--mode", mode,
-                  absl::StrCat("Precision of the compressed weights: ",
-                               ModeNames()))
+  app->add_option(
+         "--mode", mode,
+         absl::StrCat("Precision of the compressed weights: ", ModeNames()))
       ->capture_default_str()
       ->group(group);
   app->add_option("--ratio", ratio,
@@ -172,10 +172,9 @@ absl::StatusOr<uint64_t> ParseByteSize(const std::string& text) {
   constexpr struct {
     absl::string_view suffix;
     int shift;
-  } kUnits[] = {{"kib", 10}, {"mib", 20}, {"gib", 30}, {"tib", 40},
-                {"kb", 10},  {"mb", 20},  {"gb", 30},  {"tb", 40},
-                {"k", 10},   {"m", 20},   {"g", 30},   {"t", 40},
-                {"b", 0},    {"", 0}};
+  } kUnits[] = {{"kib", 10}, {"mib", 20}, {"gib", 30}, {"tib", 40}, {"kb", 10},
+                {"mb", 20},  {"gb", 30},  {"tb", 40},  {"k", 10},   {"m", 20},
+                {"g", 30},   {"t", 40},   {"b", 0},    {"", 0}};
   const std::string lower =
       absl::AsciiStrToLower(absl::StripAsciiWhitespace(text));
   for (const auto& unit : kUnits) {

@@ -32,8 +32,8 @@ ProgressBar::ProgressBar(bool enabled, FILE* out)
 
 ProgressBar::~ProgressBar() { Finish(); }
 
-void ProgressBar::Update(absl::string_view phase, uint64_t done,
-                         uint64_t total, absl::string_view note) {
+void ProgressBar::Update(absl::string_view phase, uint64_t done, uint64_t total,
+                         absl::string_view note) {
   if (!enabled_) return;
   MutexLock lock(&mutex_);
   const auto now = std::chrono::steady_clock::now();
@@ -64,9 +64,9 @@ void ProgressBar::Update(absl::string_view phase, uint64_t done,
     if (rate > 0) {
       absl::StrAppend(
           &line, "  ", HumanBytes(static_cast<uint64_t>(rate)), "/s  ",
-          absl::StrFormat("%.0f s left",
-                          static_cast<double>(total - std::min(total, done)) /
-                              rate));
+          absl::StrFormat(
+              "%.0f s left",
+              static_cast<double>(total - std::min(total, done)) / rate));
     }
   }
   if (!note.empty()) absl::StrAppend(&line, "  ", note);

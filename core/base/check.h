@@ -6,13 +6,13 @@
 #include <cstdio>
 #include <cstdlib>
 
-#define OVPRESS_CHECK(condition)                                                \
-  do {                                                                          \
-    if (!(condition)) [[unlikely]] {                                            \
-      std::fprintf(stderr, "%s:%d: check failed: %s\n", __FILE__, __LINE__,     \
-                   #condition);                                                 \
-      std::abort();                                                             \
-    }                                                                           \
+#define OVPRESS_CHECK(condition)                                            \
+  do {                                                                      \
+    if (!(condition)) [[unlikely]] {                                        \
+      std::fprintf(stderr, "%s:%d: check failed: %s\n", __FILE__, __LINE__, \
+                   #condition);                                             \
+      std::abort();                                                         \
+    }                                                                       \
   } while (false)
 
 #ifdef NDEBUG

@@ -20,7 +20,8 @@ class ByteSource {
   virtual ~ByteSource() = default;
   virtual uint64_t size_bytes() const = 0;
   // Fills `out` from `offset`. kDataLoss if the range leaves the source or the
-  // source turns out shorter than it said; kUnavailable/kInternal on I/O errors.
+  // source turns out shorter than it said; kUnavailable/kInternal on I/O
+  // errors.
   virtual absl::Status ReadAt(uint64_t offset, std::span<std::byte> out) = 0;
 };
 

@@ -25,7 +25,8 @@ float PairwiseSum(const float* values, size_t count) {
     for (; i < count - count % 8; i += 8) {
       for (size_t k = 0; k < 8; ++k) r[k] += values[i + k];
     }
-    float sum = ((r[0] + r[1]) + (r[2] + r[3])) + ((r[4] + r[5]) + (r[6] + r[7]));
+    float sum =
+        ((r[0] + r[1]) + (r[2] + r[3])) + ((r[4] + r[5]) + (r[6] + r[7]));
     for (; i < count; ++i) sum += values[i];
     return sum;
   }
@@ -308,8 +309,7 @@ bool Matcher::TryMatch(size_t first, size_t multiply, size_t target) {
   AwqScale scale;
   scale.weight = index;
   scale.source_layer = first;
-  scale.shared_over_batch =
-      constant.shape.size() == 3 && activation_rank != 3;
+  scale.shared_over_batch = constant.shape.size() == 3 && activation_rank != 3;
   const int merge_axis =
       multiply != kNone
           ? MergeAxis(first, weight, channel_axis + 1 == activation_rank)
@@ -354,8 +354,8 @@ absl::Status Matcher::Run() {
       for (const Producer& producer : At(multiply).producers) {
         const size_t first = producer.layer;
         if (first == kNone || OnlyReader(first) != multiply) continue;
-        const bool fits = activation ? IsAtomicActivation(At(first).type)
-                                     : IsMatMul(first);
+        const bool fits =
+            activation ? IsAtomicActivation(At(first).type) : IsMatMul(first);
         if (fits && plan_->graph.from_parameter[first] &&
             TryMatch(first, multiply, target)) {
           break;

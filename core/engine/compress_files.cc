@@ -33,14 +33,14 @@ absl::StatusOr<Report> CompressFiles(const FileJob& job,
     if (run.progress) run.progress({.phase = phase});
   };
   if (!absl::EndsWith(job.out_xml, ".xml")) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "the output '", job.out_xml, "' must be named NAME.xml; the weights go "
-        "to NAME.bin beside it"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("the output '", job.out_xml,
+                     "' must be named NAME.xml; the weights go "
+                     "to NAME.bin beside it"));
   }
   if (job.in_bin.empty() && !absl::EndsWith(job.in_xml, ".xml")) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("the input '", job.in_xml,
-                     "' must be the .xml of an OpenVINO IR"));
+    return absl::InvalidArgumentError(absl::StrCat(
+        "the input '", job.in_xml, "' must be the .xml of an OpenVINO IR"));
   }
   const std::string in_bin =
       job.in_bin.empty() ? BinPathOf(job.in_xml) : job.in_bin;
@@ -83,8 +83,7 @@ absl::StatusOr<Report> CompressFiles(const FileJob& job,
   report_phase(Phase::kFinishing);
   const std::string out_xml = compression->OutputXml();
   OVPRESS_RETURN_IF_ERROR(xml_file->WriteAt(
-      0, std::as_bytes(
-             std::span<const char>(out_xml.data(), out_xml.size()))));
+      0, std::as_bytes(std::span<const char>(out_xml.data(), out_xml.size()))));
   OVPRESS_RETURN_IF_ERROR(bin_file->Sync());
   OVPRESS_RETURN_IF_ERROR(xml_file->Sync());
   if (run.stop != nullptr && run.stop->load()) {

@@ -164,8 +164,8 @@ absl::Status Compression::ComputeScores(ByteSource& bin,
   context.bin = &bin;
   context.executor = options.executor;
   context.pool = &pool;
-  context.window_bytes = WindowBytes(options.memory_budget_bytes,
-                                     options.executor->parallelism());
+  context.window_bytes =
+      WindowBytes(options.memory_budget_bytes, options.executor->parallelism());
   context.advance = [&meter](uint64_t bytes) { return meter.Advance(bytes); };
   OVPRESS_ASSIGN_OR_RETURN(const std::vector<double> scores,
                            ScoreWeights(context));
@@ -296,9 +296,9 @@ Report Compression::report() const {
   const Impl& impl = *impl_;
   OVPRESS_CHECK(impl.settled);
   Report report;
-  const std::vector<SquaredSums> errors =
-      impl.work != nullptr ? impl.work->ErrorsByUnit()
-                           : std::vector<SquaredSums>();
+  const std::vector<SquaredSums> errors = impl.work != nullptr
+                                              ? impl.work->ErrorsByUnit()
+                                              : std::vector<SquaredSums>();
   report.bin_bytes_before = impl.bin_size_bytes != 0
                                 ? impl.bin_size_bytes
                                 : impl.model.BinBytesUsed();

@@ -32,12 +32,18 @@ namespace ovpress {
 inline constexpr uint64_t kDefaultMemoryBudgetBytes = 256ull << 20;
 inline constexpr uint64_t kMinMemoryBudgetBytes = 32ull << 20;
 
-enum class Phase : uint8_t { kPlanning, kScoring, kCompressing, kFinishing, kDone };
+enum class Phase : uint8_t {
+  kPlanning,
+  kScoring,
+  kCompressing,
+  kFinishing,
+  kDone
+};
 absl::string_view PhaseName(Phase phase);  // "scoring"
 
 struct Progress {
   Phase phase = Phase::kPlanning;
-  uint64_t bytes_done = 0;   // of the input .bin, in this phase
+  uint64_t bytes_done = 0;  // of the input .bin, in this phase
   uint64_t bytes_total = 0;
   uint64_t weights_done = 0;  // compressed weights finished
   uint64_t weights_total = 0;
@@ -63,9 +69,10 @@ struct WeightReport {
   std::string node;       // of its first user
   std::string node_type;  // "MatMul"
   std::vector<uint64_t> shape;
-  std::string from;       // "f16"
-  std::string to;         // mode name, or "f32"... if kept
-  std::string reason;     // why kept or why this mode: "primary", "backup", "ignored" ...
+  std::string from;  // "f16"
+  std::string to;    // mode name, or "f32"... if kept
+  std::string
+      reason;  // why kept or why this mode: "primary", "backup", "ignored" ...
   int64_t group_size = -1;
   uint64_t bytes_before = 0;
   uint64_t bytes_after = 0;  // codes, scales, zero points, tables
@@ -74,19 +81,19 @@ struct WeightReport {
   double relative_error = 0;  // ||d - w|| / ||w||
   double sqnr_db = 0;         // 10 log10(||w||^2 / ||d - w||^2)
   bool has_score = false;
-  double score = 0;           // sensitivity, ratio < 1 only
+  double score = 0;  // sensitivity, ratio < 1 only
 };
 
 struct Report {
   std::vector<WeightReport> weights;
   uint64_t bin_bytes_before = 0;
   uint64_t bin_bytes_after = 0;
-  uint64_t weight_elements = 0;   // of compressed weights
-  double bits_per_weight = 0;     // of compressed weights, scales included
-  double primary_share = 0;       // of ratio-defining elements, 0..1
+  uint64_t weight_elements = 0;  // of compressed weights
+  double bits_per_weight = 0;    // of compressed weights, scales included
+  double primary_share = 0;      // of ratio-defining elements, 0..1
   std::vector<std::string> warnings;
-  std::string ToJson() const;     // documented in docs/report.md
-  std::string ToTable() const;    // for people
+  std::string ToJson() const;   // documented in docs/report.md
+  std::string ToTable() const;  // for people
 };
 
 // Sizes known from the .xml alone. With ratio < 1 the choice is open until the

@@ -15,15 +15,14 @@ namespace {
 
 bool IsSinkWithBody(const Layer& layer) {
   // If, Loop and TensorIterator are sinks only if a body holds a state.
-  return layer.has_body && !layer.node
-                                .find_node([](pugi::xml_node node) {
-                                  return absl::string_view(node.name()) ==
-                                             "layer" &&
-                                         absl::string_view(
-                                             node.attribute("type").value()) ==
-                                             "Assign";
-                                })
-                                .empty();
+  return layer.has_body &&
+         !layer.node
+              .find_node([](pugi::xml_node node) {
+                return absl::string_view(node.name()) == "layer" &&
+                       absl::string_view(node.attribute("type").value()) ==
+                           "Assign";
+              })
+              .empty();
 }
 
 // OpenVINO's Model::get_ops(): depth first from Results, then sinks, then
@@ -91,11 +90,9 @@ void MakeNamesUnique(const Model& model, const std::vector<size_t>& ops,
   for (size_t i = 0; i < layers.size(); ++i) {
     graph->names[i] = std::string(layers[i].name);
   }
-  const pugi::xml_node flag = model.document()
-                                  .child("net")
-                                  .child("rt_info")
-                                  .child("nncf")
-                                  .child("friendly_names_were_updated");
+  const pugi::xml_node flag =
+      model.document().child("net").child("rt_info").child("nncf").child(
+          "friendly_names_were_updated");
   if (absl::string_view(flag.attribute("value").value()) == "True") return;
   absl::flat_hash_set<std::string> existing;
   for (const size_t at : ops) {
@@ -248,8 +245,7 @@ void FindWeights(const Model& model, NodeGraph* graph) {
       const size_t constant = FindConstant(model, producer);
       if (constant == kNone) continue;
       if (!IsFloatingPoint(model.constants()[constant].type)) continue;
-      graph->weights.push_back(
-          {at, static_cast<int64_t>(input), constant});
+      graph->weights.push_back({at, static_cast<int64_t>(input), constant});
     }
   }
 }
@@ -275,8 +271,7 @@ namespace {
 std::vector<size_t> ReadersOfType(const Model& model, const NodeGraph& graph,
                                   size_t at, absl::string_view type) {
   std::vector<size_t> found;
-  for (const std::vector<Consumer>& consumers :
-       model.layers()[at].consumers) {
+  for (const std::vector<Consumer>& consumers : model.layers()[at].consumers) {
     for (const Consumer& consumer : consumers) {
       if (graph.alive[consumer.layer] &&
           model.layers()[consumer.layer].type == type) {
@@ -295,8 +290,7 @@ bool FeedsSinAndCos(const Model& model, const NodeGraph& graph, size_t at) {
 // at -> Concat, with exactly two edges, -> Sin and Cos.
 bool FeedsSinAndCosByConcat(const Model& model, const NodeGraph& graph,
                             size_t at) {
-  const std::vector<size_t> concats =
-      ReadersOfType(model, graph, at, "Concat");
+  const std::vector<size_t> concats = ReadersOfType(model, graph, at, "Concat");
   for (const size_t concat : concats) {
     if (std::count(concats.begin(), concats.end(), concat) == 2 &&
         FeedsSinAndCos(model, graph, concat)) {
@@ -324,8 +318,10 @@ bool IsSamPositionalEmbedding(const Model& model, const NodeGraph& graph,
        ReadersOfType(model, graph, matmul, "Multiply")) {
     for (const size_t sin : ReadersOfType(model, graph, multiply, "Sin")) {
       for (const size_t cos : ReadersOfType(model, graph, multiply, "Cos")) {
-        const std::vector<size_t> a = ReadersOfType(model, graph, sin, "Concat");
-        const std::vector<size_t> b = ReadersOfType(model, graph, cos, "Concat");
+        const std::vector<size_t> a =
+            ReadersOfType(model, graph, sin, "Concat");
+        const std::vector<size_t> b =
+            ReadersOfType(model, graph, cos, "Concat");
         if (std::find_first_of(a.begin(), a.end(), b.begin(), b.end()) !=
             a.end()) {
           return true;

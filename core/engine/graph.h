@@ -39,8 +39,8 @@ struct NodeGraph {
   std::vector<bool> from_parameter;  // by layer: depends on an input or state
   std::vector<NodeKind> kind;        // by layer
   // Friendly names after NNCF made them unique: a repeated name gets a "0".
-  std::vector<std::string> names;      // by layer
-  std::vector<size_t> renamed;         // layers whose name changed
+  std::vector<std::string> names;  // by layer
+  std::vector<size_t> renamed;     // layers whose name changed
   // Weight inputs of alive nodes: in `order`, ports ascending.
   std::vector<WeightInput> weights;
 };

@@ -82,8 +82,8 @@ void Builder::PlaceParts(Unit* unit) {
                     codebook->stored.size()),
         unit);
   }
-  unit->codes = Place(Packed(CodeTypeOf(plan_.options, config.mode),
-                             constant.element_count));
+  unit->codes = Place(
+      Packed(CodeTypeOf(plan_.options, config.mode), constant.element_count));
   if (codebook != nullptr) {
     unit->axis_offset = PlaceLiteral(Int64Bytes({0}), unit);
   }
@@ -92,8 +92,7 @@ void Builder::PlaceParts(Unit* unit) {
   }
   if (traits.scalar_zero_point) {
     const char offset = static_cast<char>(1 << (traits.bits - 1));
-    unit->scalar_zero_point_offset =
-        PlaceLiteral(std::string(1, offset), unit);
+    unit->scalar_zero_point_offset = PlaceLiteral(std::string(1, offset), unit);
   }
   unit->scale = Place(Packed(traits.scale_type, groups));
   if (config.mode == Mode::kNvfp4) {
@@ -140,8 +139,13 @@ absl::StatusOr<Layout> Builder::Build() {
     Unit unit;
     unit.constant = index;
     unit.source = {constant.offset_bytes, constant.size_bytes};
-    Key key{constant.offset_bytes, constant.size_bytes, ElementType::kDynamic,
-            {}, -1, 0, {}};
+    Key key{constant.offset_bytes,
+            constant.size_bytes,
+            ElementType::kDynamic,
+            {},
+            -1,
+            0,
+            {}};
     if (weight_of[index] != kNone) {
       unit.kind = UnitKind::kCompress;
       unit.weight = weight_of[index];

@@ -92,9 +92,8 @@ absl::Status ValidateOptions(const CompressionOptions& options) {
     }
   }
   if (options.ratio && !(*options.ratio >= 0 && *options.ratio <= 1)) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("ratio must lie in [0, 1], not ",
-                     PythonFloat(*options.ratio)));
+    return absl::InvalidArgumentError(absl::StrCat(
+        "ratio must lie in [0, 1], not ", PythonFloat(*options.ratio)));
   }
   if (options.sensitivity_metric &&
       *options.sensitivity_metric != "weight_quantization_error") {
@@ -186,9 +185,9 @@ std::string CanonicalOptions(const CompressionOptions& options) {
   if (ratio == 0) ratio = 1;
   std::string out = absl::StrCat("mode=", traits.name, "\n");
   // "1" and "1.0" differ in rt_info, hence in bytes.
-  absl::StrAppend(&out, "ratio=",
-                  options.ratio.value_or(0) == 0 ? "1" : PythonFloat(ratio),
-                  "\n");
+  absl::StrAppend(
+      &out, "ratio=", options.ratio.value_or(0) == 0 ? "1" : PythonFloat(ratio),
+      "\n");
   absl::StrAppend(&out, "group_size=",
                   options.group_size.value_or(traits.default_group_size), "\n");
   absl::StrAppend(
@@ -199,15 +198,15 @@ std::string CanonicalOptions(const CompressionOptions& options) {
                   "\n");
   absl::StrAppend(&out, "ignored_names=", PythonList(options.ignored.names),
                   "\n");
-  absl::StrAppend(&out, "ignored_patterns=",
-                  PythonList(options.ignored.patterns), "\n");
+  absl::StrAppend(
+      &out, "ignored_patterns=", PythonList(options.ignored.patterns), "\n");
   absl::StrAppend(&out, "ignored_types=", PythonList(options.ignored.types),
                   "\n");
   absl::StrAppend(&out, "ignored_validate=", options.ignored.validate, "\n");
   absl::StrAppend(&out, "group_size_fallback=",
                   GroupSizeFallbackName(options.group_size_fallback), "\n");
-  absl::StrAppend(&out, "min_adjusted_group_size=",
-                  options.min_adjusted_group_size, "\n");
+  absl::StrAppend(
+      &out, "min_adjusted_group_size=", options.min_adjusted_group_size, "\n");
   absl::StrAppend(&out, "awq=", options.awq.value_or(false), "\n");
   absl::StrAppend(&out, "awq_extended=", options.awq_extended, "\n");
   absl::StrAppend(&out, "allow_non_finite=", options.allow_non_finite, "\n");
@@ -427,8 +426,8 @@ absl::StatusOr<std::shared_ptr<Codebook>> ParseNpy(absl::string_view bytes) {
   if (comma == absl::string_view::npos ||
       !absl::StripAsciiWhitespace(shape.substr(comma + 1)).empty() ||
       !absl::SimpleAtoi(shape.substr(0, comma), &count)) {
-    return error(absl::StrCat("the table must be 1-D, but its shape is (",
-                              shape, ")"));
+    return error(
+        absl::StrCat("the table must be 1-D, but its shape is (", shape, ")"));
   }
   if (count > kCodebookEntriesMax) {
     return error(absl::StrCat("the table has ", count, " values; at most ",
@@ -438,7 +437,8 @@ absl::StatusOr<std::shared_ptr<Codebook>> ParseNpy(absl::string_view bytes) {
   if (data.size() < count * width) return error("the values are cut off");
   for (uint64_t i = 0; i < count; ++i) {
     OVPRESS_ASSIGN_OR_RETURN(
-        const double value, LoadNumber(codebook->type, data.data() + i * width));
+        const double value,
+        LoadNumber(codebook->type, data.data() + i * width));
     codebook->values.push_back(value);
   }
   const auto* first = reinterpret_cast<const std::byte*>(data.data());
@@ -481,8 +481,8 @@ absl::StatusOr<std::shared_ptr<Codebook>> ParseJsonTable(
   }
   for (const nlohmann::json& item : values) {
     if (!item.is_number()) {
-      return error(absl::StrCat("value ", codebook->values.size(),
-                                " is not a number"));
+      return error(
+          absl::StrCat("value ", codebook->values.size(), " is not a number"));
     }
     const double value = item.get<double>();
     std::byte buffer[8] = {};

@@ -38,7 +38,9 @@ struct IgnoredScope {
   std::vector<std::string> patterns;
   std::vector<std::string> types;
   bool validate = true;
-  bool empty() const { return names.empty() && patterns.empty() && types.empty(); }
+  bool empty() const {
+    return names.empty() && patterns.empty() && types.empty();
+  }
 };
 
 // An unset optional means NNCF's default for the mode; some combinations are

@@ -66,8 +66,7 @@ absl::StatusOr<std::vector<int>> ChannelAxes(const Layer& layer, NodeKind kind,
       if (rank < 2) return axes;
       const bool transpose =
           AttributeIsTrue(layer, port == 0 ? "transpose_a" : "transpose_b");
-      const int reduced =
-          (transpose == (port == 0)) ? rank - 2 : rank - 1;
+      const int reduced = (transpose == (port == 0)) ? rank - 2 : rank - 1;
       for (int axis = 0; axis < rank; ++axis) {
         if (axis != reduced) axes.push_back(axis);
       }
@@ -162,8 +161,7 @@ absl::StatusOr<absl::flat_hash_set<std::string>> IgnoredNames(
   }
   if (scope.validate && !unmatched.empty()) {
     return absl::InvalidArgumentError(absl::StrCat(
-        "the ignored scope matches no node by ",
-        absl::StrJoin(unmatched, ", "),
+        "the ignored scope matches no node by ", absl::StrJoin(unmatched, ", "),
         "; correct the rule or turn validation of the ignored scope off"));
   }
   for (const size_t at : FindAlwaysIgnored(model, graph)) {
@@ -202,8 +200,7 @@ std::optional<uint64_t> ReductionSize(const Model& model,
       .shape[static_cast<size_t>(weight.reduction_axes[0])];
 }
 
-absl::Status SelectWeights(const Model& model, Plan* plan,
-                           bool* last_skipped) {
+absl::Status SelectWeights(const Model& model, Plan* plan, bool* last_skipped) {
   OVPRESS_ASSIGN_OR_RETURN(
       const absl::flat_hash_set<std::string> ignored,
       IgnoredNames(model, plan->graph, plan->options.ignored));
@@ -234,8 +231,7 @@ absl::Status SelectWeights(const Model& model, Plan* plan,
     if (ignored.contains(graph.names[input.layer]) ||
         ignored.contains(weight.name)) {
       weight.reason = "ignored";
-    } else if (!IsSupported(plan->options, constant.type,
-                            plan->options.mode)) {
+    } else if (!IsSupported(plan->options, constant.type, plan->options.mode)) {
       weight.reason = "type";
     }
     if (!weight.reason.empty()) {
@@ -327,12 +323,10 @@ absl::Status CheckWeight(const Model& model, const Plan& plan,
   const Constant& constant = model.constants()[weight.constant];
   const ModeTraits& traits = ModeTraitsOf(weight.config->mode);
   const int64_t group_size = weight.config->group_size;
-  const std::string where =
-      absl::StrCat("weight '", weight.name, "' of '",
-                   plan.graph.names[weight.layer], "' (",
-                   model.layers()[weight.layer].type, ", ",
-                   ElementTypeName(constant.type), "[",
-                   absl::StrJoin(constant.shape, ","), "])");
+  const std::string where = absl::StrCat(
+      "weight '", weight.name, "' of '", plan.graph.names[weight.layer], "' (",
+      model.layers()[weight.layer].type, ", ", ElementTypeName(constant.type),
+      "[", absl::StrJoin(constant.shape, ","), "])");
   if (group_size != -1) {
     if (weight.reduction_axes.size() != 1) {
       return absl::InvalidArgumentError(absl::StrCat(
@@ -466,15 +460,14 @@ absl::StatusOr<Plan> MakePlan(const Model& model,
   plan.options = options;
   plan.graph = BuildNodeGraph(model);
   const ModeTraits& traits = ModeTraitsOf(options.mode);
-  plan.group_size = traits.is_int8
-                        ? -1
-                        : options.group_size.value_or(traits.default_group_size);
+  plan.group_size =
+      traits.is_int8 ? -1
+                     : options.group_size.value_or(traits.default_group_size);
   plan.ratio = options.ratio.value_or(1);
   if (plan.ratio == 0) plan.ratio = 1;
   if (options.backup_mode.has_value()) {
     plan.backup_mode = *options.backup_mode;
-  } else if (options.mode == Mode::kMxfp4 ||
-             options.mode == Mode::kMxfp8E4m3) {
+  } else if (options.mode == Mode::kMxfp4 || options.mode == Mode::kMxfp8E4m3) {
     plan.backup_mode = BackupMode::kMxfp8E4m3;
   } else if (options.mode == Mode::kFp4 || options.mode == Mode::kFp8E4m3) {
     plan.backup_mode = BackupMode::kFp8E4m3;
@@ -516,8 +509,8 @@ void ApplyScores(const std::vector<double>& scores, Plan* plan) {
   std::vector<bool> is_primary(scores.size(), false);
   double taken = 0;
   for (const size_t i : order) {
-    const double elements = static_cast<double>(
-        plan->weights[plan->ratio_defining[i]].elements);
+    const double elements =
+        static_cast<double>(plan->weights[plan->ratio_defining[i]].elements);
     if ((taken + elements) / total >= plan->ratio) break;
     is_primary[i] = true;
     taken += elements;
@@ -541,18 +534,18 @@ absl::Status FinishPlan(const Model& model, Plan* plan) {
     const std::optional<uint64_t> size = ReductionSize(model, weight);
     if (size.has_value() &&
         *size % static_cast<uint64_t>(weight.config->group_size) != 0) {
-      failed.push_back(absl::StrCat(
-          "'", plan->graph.names[weight.layer], "' (channel size ", *size,
-          ")"));
+      failed.push_back(absl::StrCat("'", plan->graph.names[weight.layer],
+                                    "' (channel size ", *size, ")"));
     }
   }
   if (!failed.empty()) {
     const size_t count = failed.size();
     if (failed.size() > 5) failed.resize(5);
     return absl::InvalidArgumentError(absl::StrCat(
-        "group size ", plan->group_size, " does not divide the channel size of ",
-        count, count == 1 ? " layer: " : " layers: ",
-        absl::StrJoin(failed, ", "), count > 5 ? ", ..." : "",
+        "group size ", plan->group_size,
+        " does not divide the channel size of ", count,
+        count == 1 ? " layer: " : " layers: ", absl::StrJoin(failed, ", "),
+        count > 5 ? ", ..." : "",
         "; choose another group size, set the group size fallback to ignore or "
         "adjust, or ignore these layers"));
   }
@@ -582,24 +575,23 @@ std::string PlanToText(const Model& model, const Plan& plan) {
     }
     if (plan.needs_scores && weight.ratio_defining && !weight.has_score) {
       absl::StrAppend(&to, " or ",
-                      weight.backup
-                          ? ModeTraitsOf(weight.backup->mode).name
-                          : absl::string_view("kept"));
+                      weight.backup ? ModeTraitsOf(weight.backup->mode).name
+                                    : absl::string_view("kept"));
     }
     absl::StrAppend(&out, ElementTypeName(constant.type), "[",
                     absl::StrJoin(constant.shape, ","), "] -> ", to, "  ",
                     weight.name, "  (", model.layers()[weight.layer].type, " ",
-                    plan.graph.names[weight.layer], "; ", weight.reason,
-                    ")\n");
+                    plan.graph.names[weight.layer], "; ", weight.reason, ")\n");
   }
   for (const AwqScale& awq : plan.awq) {
-    absl::StrAppend(&out, "awq: ", plan.weights[awq.weight].name, " scaled, ",
-                    awq.merged_constant != kNone ? "inverse folded into "
-                                                 : "inverse multiplied behind ",
-                    awq.merged_constant != kNone
-                        ? std::string(model.constants()[awq.merged_constant].name)
-                        : plan.graph.names[awq.source_layer],
-                    "\n");
+    absl::StrAppend(
+        &out, "awq: ", plan.weights[awq.weight].name, " scaled, ",
+        awq.merged_constant != kNone ? "inverse folded into "
+                                     : "inverse multiplied behind ",
+        awq.merged_constant != kNone
+            ? std::string(model.constants()[awq.merged_constant].name)
+            : plan.graph.names[awq.source_layer],
+        "\n");
   }
   return out;
 }

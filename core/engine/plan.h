@@ -45,8 +45,8 @@ struct PlannedWeight {
   bool ratio_defining = false;
   std::optional<WeightConfig> primary;  // ratio-defining weights only
   std::optional<WeightConfig> backup;
-  std::optional<WeightConfig> config;   // the choice; nullopt: stays float
-  std::string reason;                   // "primary", "backup", "ignored" ...
+  std::optional<WeightConfig> config;  // the choice; nullopt: stays float
+  std::string reason;                  // "primary", "backup", "ignored" ...
   bool has_score = false;
   double score = 0;
 };
@@ -54,11 +54,11 @@ struct PlannedWeight {
 // AWQ: `target` is multiplied by sc along its reduction axis, and the inverse
 // goes to where its input comes from.
 struct AwqScale {
-  size_t weight = kNone;         // the target, index in Plan::weights
+  size_t weight = kNone;  // the target, index in Plan::weights
   // Other consumers of the same activation that are scaled with the same sc
   // (awq_extended only); sc is the first target's.
-  std::vector<size_t> also;      // indices in Plan::weights
-  size_t source_layer = kNone;   // first node of the match
+  std::vector<size_t> also;     // indices in Plan::weights
+  size_t source_layer = kNone;  // first node of the match
   // The inverse is folded into this weight's output channels ...
   size_t merged_constant = kNone;  // in Model::constants
   int merged_axis = -1;            // the output axis of that constant

@@ -34,7 +34,8 @@ std::string PythonFloat(double value) {
     return out;
   }
   if (exponent < 0) {
-    absl::StrAppend(&out, "0.", std::string(static_cast<size_t>(-exponent - 1), '0'),
+    absl::StrAppend(&out, "0.",
+                    std::string(static_cast<size_t>(-exponent - 1), '0'),
                     digits);
     return out;
   }

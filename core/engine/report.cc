@@ -15,10 +15,10 @@ std::string Report::ToJson() const {
   json["ovpress_version"] = std::string(EngineVersion());
   json["bin_bytes_before"] = bin_bytes_before;
   json["bin_bytes_after"] = bin_bytes_after;
-  json["size_ratio"] =
-      bin_bytes_after > 0 ? static_cast<double>(bin_bytes_before) /
-                                static_cast<double>(bin_bytes_after)
-                          : 0.0;
+  json["size_ratio"] = bin_bytes_after > 0
+                           ? static_cast<double>(bin_bytes_before) /
+                                 static_cast<double>(bin_bytes_after)
+                           : 0.0;
   json["weight_elements"] = weight_elements;
   json["bits_per_weight"] = bits_per_weight;
   json["primary_share"] = primary_share;
@@ -88,18 +88,17 @@ std::string Report::ToTable() const {
       row->worst_error = std::max(row->worst_error, weight.relative_error);
     }
   }
-  std::string out =
-      absl::StrFormat("%-22s %7s %8s %14s %14s%s\n", "precision", "weights",
-                      "share", "bytes before", "bytes after",
-                      has_error ? "  worst rel. error" : "");
+  std::string out = absl::StrFormat(
+      "%-22s %7s %8s %14s %14s%s\n", "precision", "weights", "share",
+      "bytes before", "bytes after", has_error ? "  worst rel. error" : "");
   for (const Row& row : rows) {
     absl::StrAppend(
-        &out, absl::StrFormat(
-                  "%-22s %7d %7.1f%% %14d %14d", row.to, row.layers,
-                  all_elements > 0 ? 100.0 * static_cast<double>(row.elements) /
-                                         static_cast<double>(all_elements)
-                                   : 0.0,
-                  row.before, row.after));
+        &out, absl::StrFormat("%-22s %7d %7.1f%% %14d %14d", row.to, row.layers,
+                              all_elements > 0
+                                  ? 100.0 * static_cast<double>(row.elements) /
+                                        static_cast<double>(all_elements)
+                                  : 0.0,
+                              row.before, row.after));
     if (has_error) {
       absl::StrAppend(&out, absl::StrFormat("  %16.4f", row.worst_error));
     }

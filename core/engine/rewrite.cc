@@ -32,12 +32,15 @@ class Rewriter {
   Rewriter(const Model& model, const Plan& plan, const Layout& layout)
       : model_(model), plan_(plan), layout_(layout), editor_(model) {
     for (const std::string& name : plan.graph.names) names_.insert(name);
+    next_number_ = model.layers().size();
   }
 
   std::string Write();
 
  private:
   std::string UniqueName(std::string name);
+  // A name as OpenVINO makes one up: "Convert_17".
+  std::string GeneratedName(const std::string& type);
   Value Add(NewLayer layer);
   Value AddConstant(const std::string& name, ElementType type,
                     const std::vector<uint64_t>& shape, ByteRange range);
@@ -58,7 +61,8 @@ class Rewriter {
   const Layout& layout_;
   ModelEditor editor_;
   absl::flat_hash_set<std::string> names_;
-  uint64_t anchor_ = 0;  // new layers go behind this one, in order
+  uint64_t next_number_ = 0;  // for generated names
+  uint64_t anchor_ = 0;       // new layers go behind this one, in order
 };
 
 std::string Rewriter::UniqueName(std::string name) {
@@ -69,8 +73,18 @@ std::string Rewriter::UniqueName(std::string name) {
   return candidate;
 }
 
+std::string Rewriter::GeneratedName(const std::string& type) {
+  for (;;) {
+    const std::string name =
+        absl::StrCat(type == "Const" ? "Constant" : type, "_", next_number_++);
+    if (names_.insert(name).second) return name;
+  }
+}
+
+// A layer without a name gets a generated one, as in NNCF's graphs.
 Value Rewriter::Add(NewLayer layer) {
-  layer.name = UniqueName(std::move(layer.name));
+  layer.name = layer.name.empty() ? GeneratedName(layer.type)
+                                  : UniqueName(std::move(layer.name));
   Value value;
   value.type = layer.outputs[0].type;
   value.dims = layer.outputs[0].dims;
@@ -82,15 +96,16 @@ Value Rewriter::Add(NewLayer layer) {
 Value Rewriter::AddConstant(const std::string& name, ElementType type,
                             const std::vector<uint64_t>& shape,
                             ByteRange range) {
-  return Add({.name = name,
-              .type = "Const",
-              .version = "opset1",
-              .attributes = {{"element_type", std::string(ElementTypeName(type))},
-                             {"shape", absl::StrJoin(shape, ", ")},
-                             {"offset", absl::StrCat(range.offset)},
-                             {"size", absl::StrCat(range.size)}},
-              .inputs = {},
-              .outputs = {{type, Dims(shape)}}});
+  return Add(
+      {.name = name,
+       .type = "Const",
+       .version = "opset1",
+       .attributes = {{"element_type", std::string(ElementTypeName(type))},
+                      {"shape", absl::StrJoin(shape, ", ")},
+                      {"offset", absl::StrCat(range.offset)},
+                      {"size", absl::StrCat(range.size)}},
+       .inputs = {},
+       .outputs = {{type, Dims(shape)}}});
 }
 
 Value Rewriter::AddConvert(const Value& input, ElementType type,
@@ -139,18 +154,16 @@ Value Rewriter::Dequantize(const Unit& unit, const PlannedWeight& weight) {
                         unit.table_offset, codebook->stored.size(), true);
     Value table{{layer_id, const_port}, codebook->type, Dims(table_shape)};
     if (codebook->type != ElementType::kF16) {
-      table = AddConvert(table, ElementType::kF16,
-                         absl::StrCat(name, "/table/convert"));
+      table = AddConvert(table, ElementType::kF16, "");
     }
     Value codes = AddConstant(absl::StrCat(name, "_nncf_codebook_idxs"),
                               code_type, shape, unit.codes);
     if (code_type == ElementType::kU4) {
-      codes = AddConvert(codes, ElementType::kU8,
-                         absl::StrCat(name, "_nncf_codebook_idxs/convert"));
+      codes = AddConvert(codes, ElementType::kU8, "");
     }
-    const Value axis =
-        AddConstant(absl::StrCat(name, "_nncf_codebook/axis"),
-                    ElementType::kI64, {}, {unit.axis_offset, 8});
+    const Value axis = AddConstant(
+        absl::StrCat(name, "_nncf_codebook/", GeneratedName("Constant")),
+        ElementType::kI64, {}, {unit.axis_offset, 8});
     Value gathered = Add({.name = absl::StrCat(name, "_nncf_codebook"),
                           .type = "Gather",
                           .version = "opset8",
@@ -168,7 +181,7 @@ Value Rewriter::Dequantize(const Unit& unit, const PlannedWeight& weight) {
   editor_.SetConstant(layer_id, code_type, shape, unit.codes.offset,
                       unit.codes.size, true);
   Value value = AddConvert({{layer_id, const_port}, code_type, Dims(shape)},
-                           ElementType::kF16, absl::StrCat(name, "/convert"));
+                           ElementType::kF16, "");
   if (traits.zero_point_per_group || traits.scalar_zero_point) {
     const std::string zp_name = absl::StrCat(name, "/zero_point");
     const Value stored =
@@ -179,8 +192,7 @@ Value Rewriter::Dequantize(const Unit& unit, const PlannedWeight& weight) {
                           ScaleShape(constant.shape, weight.reduction_axes,
                                      config.group_size),
                           unit.zero_point);
-    const Value zero_point = AddConvert(stored, ElementType::kF16,
-                                        absl::StrCat(zp_name, "/convert"));
+    const Value zero_point = AddConvert(stored, ElementType::kF16, "");
     value = AddBinary("Subtract", value, zero_point,
                       absl::StrCat(zp_name, "/subtract"));
   }
@@ -197,8 +209,7 @@ Value Rewriter::ScaleValue(const Unit& unit, const PlannedWeight& weight) {
   Value scale = AddConstant(absl::StrCat(name, "/scale"), traits.scale_type,
                             shape, unit.scale);
   if (config.mode == Mode::kNvfp4) {
-    scale = AddConvert(scale, ElementType::kF32,
-                       absl::StrCat(name, "/scale/convert"));
+    scale = AddConvert(scale, ElementType::kF32, "");
     const Value second = AddConstant(
         absl::StrCat(name, "/second_order_scale"), ElementType::kF32,
         std::vector<uint64_t>(shape.size(), 1), unit.second_order_scale);
@@ -206,8 +217,7 @@ Value Rewriter::ScaleValue(const Unit& unit, const PlannedWeight& weight) {
                       absl::StrCat(name, "/dequantized_scale_", weight.port));
   }
   if (scale.type != ElementType::kF16) {
-    scale = AddConvert(scale, ElementType::kF16,
-                       absl::StrCat(name, "/scale/to_f16"));
+    scale = AddConvert(scale, ElementType::kF16, "");
   }
   return scale;
 }
@@ -254,16 +264,16 @@ void Rewriter::CompressWeight(size_t constant_index,
   const Value scale = ScaleValue(unit, weight);
   Value value = AddBinary("Multiply", codes, scale, fq_name);
   if (config.group_size != -1) {
-    const Value shape = AddConstant(
-        absl::StrCat(fq_name, "/shape"), ElementType::kI64,
-        {constant.shape.size()}, {unit.shape_offset, constant.shape.size() * 8});
-    Value reshaped = Add({.name = absl::StrCat(fq_name, "/reshape"),
-                          .type = "Reshape",
-                          .version = "opset1",
-                          .attributes = {{"special_zero", "false"}},
-                          .inputs = {{value.type, value.dims},
-                                     {shape.type, shape.dims}},
-                          .outputs = {{value.type, Dims(constant.shape)}}});
+    const Value shape =
+        AddConstant("", ElementType::kI64, {constant.shape.size()},
+                    {unit.shape_offset, constant.shape.size() * 8});
+    Value reshaped =
+        Add({.name = "",
+             .type = "Reshape",
+             .version = "opset1",
+             .attributes = {{"special_zero", "false"}},
+             .inputs = {{value.type, value.dims}, {shape.type, shape.dims}},
+             .outputs = {{value.type, Dims(constant.shape)}}});
     editor_.Connect(value.port, {reshaped.port.layer_id, 0});
     editor_.Connect(shape.port, {reshaped.port.layer_id, 1});
     value = reshaped;
@@ -296,8 +306,7 @@ void Rewriter::InsertAwqMultiply(size_t index) {
   const Value scaled = AddBinary("Multiply", activation, scale, name);
   for (const Consumer& consumer : source.consumers[0]) {
     const Layer& reader = model_.layers()[consumer.layer];
-    editor_.Connect(scaled.port,
-                    {reader.id, reader.inputs[consumer.input].id});
+    editor_.Connect(scaled.port, {reader.id, reader.inputs[consumer.input].id});
   }
 }
 

@@ -36,8 +36,7 @@ class Scorer {
         items_.size(), [this](size_t i) { return RunItem(items_[i]); }));
     std::vector<double> scores;
     for (size_t slot = 0; slot < errors_.size(); ++slot) {
-      scores.push_back(
-          SensitivityScore(errors_[slot], ConstantOf(slot).type));
+      scores.push_back(SensitivityScore(errors_[slot], ConstantOf(slot).type));
     }
     return scores;
   }
@@ -68,11 +67,10 @@ class Scorer {
         items_.push_back({slot, false, 0, shape.outer});
         continue;
       }
-      const uint64_t step =
-          std::max<uint64_t>(1, c_.window_bytes / std::max<uint64_t>(1, row_bytes));
+      const uint64_t step = std::max<uint64_t>(
+          1, c_.window_bytes / std::max<uint64_t>(1, row_bytes));
       for (uint64_t row = 0; row < shape.outer; row += step) {
-        items_.push_back(
-            {slot, true, row, std::min(shape.outer, row + step)});
+        items_.push_back({slot, true, row, std::min(shape.outer, row + step)});
       }
     }
   }
@@ -114,9 +112,9 @@ class Scorer {
         reader.Read(item.first * shape.reduce, count, data.data()));
     const ElementType type = ConstantOf(slot).type;
     std::vector<float> lo(rows), hi(rows);
-    OVPRESS_RETURN_IF_ERROR(CheckFinite(
-        slot, RangeOfRows(type, data.data(), rows, shape.reduce, lo.data(),
-                          hi.data())));
+    OVPRESS_RETURN_IF_ERROR(
+        CheckFinite(slot, RangeOfRows(type, data.data(), rows, shape.reduce,
+                                      lo.data(), hi.data())));
     const float error = ScoreRows(type, numerics, data.data(), rows,
                                   shape.reduce, lo.data(), hi.data());
     OVPRESS_RETURN_IF_ERROR(c_.advance(count * reader.element_size()));
@@ -144,7 +142,8 @@ class Scorer {
         float part_lo = kInfinity;
         float part_hi = -kInfinity;
         OVPRESS_RETURN_IF_ERROR(CheckFinite(
-            slot, RangeOfRows(type, data.data(), 1, count, &part_lo, &part_hi)));
+            slot,
+            RangeOfRows(type, data.data(), 1, count, &part_lo, &part_hi)));
         lo = std::min(lo, part_lo);
         hi = std::max(hi, part_hi);
         OVPRESS_RETURN_IF_ERROR(c_.advance(0));

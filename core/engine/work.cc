@@ -22,13 +22,13 @@ constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr uint64_t kRegionWindowsMax = 8;
 
 enum class ItemKind : uint8_t {
-  kCopy,      // bytes [first, last) of the unit
-  kScaleCopy, // elements [first, last) of a float weight that AWQ scales
-  kRows,      // groups [first, last) that are contiguous in memory
-  kRegions,   // regions [first, last): `reduce` rows of columns
-  kWhole,     // regions too large for a window: two passes over each
-  kRange,     // nvfp4: the range of the whole weight
-  kAwq,       // the factors of Plan::awq[first]
+  kCopy,       // bytes [first, last) of the unit
+  kScaleCopy,  // elements [first, last) of a float weight that AWQ scales
+  kRows,       // groups [first, last) that are contiguous in memory
+  kRegions,    // regions [first, last): `reduce` rows of columns
+  kWhole,      // regions too large for a window: two passes over each
+  kRange,      // nvfp4: the range of the whole weight
+  kAwq,        // the factors of Plan::awq[first]
 };
 
 struct Item {
@@ -89,8 +89,8 @@ uint64_t RoundUp(uint64_t value, uint64_t multiple) {
 uint64_t WindowBytes(uint64_t memory_budget_bytes, int parallelism) {
   // Each thread holds a window, its codes and a second buffer; half the budget
   // is left for the document and the libraries.
-  const uint64_t share =
-      memory_budget_bytes / (8 * static_cast<uint64_t>(std::max(1, parallelism)));
+  const uint64_t share = memory_budget_bytes /
+                         (8 * static_cast<uint64_t>(std::max(1, parallelism)));
   return std::clamp<uint64_t>(share / 4096 * 4096, 64 << 10, 1 << 20);
 }
 
@@ -160,9 +160,9 @@ struct WorkList::Impl {
   const WorkContext c;
   uint64_t window = 1 << 20;
   std::vector<UnitState> states;
-  std::vector<std::vector<float>> awq_factors;   // sc, by Plan::awq
-  std::vector<std::vector<float>> awq_inverses;  // 1 / sc
-  std::vector<size_t> awq_unit;                  // unit of the target
+  std::vector<std::vector<float>> awq_factors;     // sc, by Plan::awq
+  std::vector<std::vector<float>> awq_inverses;    // 1 / sc
+  std::vector<size_t> awq_unit;                    // unit of the target
   std::vector<std::vector<ScaleStep>> awq_before;  // steps before this match
 
   std::vector<Item> items;
@@ -269,8 +269,10 @@ void WorkList::Impl::AddCopyItems(uint32_t unit_index) {
   const bool scaled = unit.kind == UnitKind::kScale;
   // Copies need no computing: larger pieces cost less.
   const uint64_t element =
-      scaled ? static_cast<uint64_t>(BitsPerElement(ConstantOf(unit_index).type)) / 8
-             : 1;
+      scaled
+          ? static_cast<uint64_t>(BitsPerElement(ConstantOf(unit_index).type)) /
+                8
+          : 1;
   const uint64_t count =
       scaled ? ConstantOf(unit_index).element_count : unit.source.size;
   const uint64_t step = std::max<uint64_t>(1, window / element);
@@ -300,8 +302,7 @@ void WorkList::Impl::AddCompressItems(uint32_t unit_index) {
   item.unit = unit_index;
   item.need_end = source_end;
   item.out_end = unit.codes.offset;
-  if (unit.kind == UnitKind::kCompress &&
-      state.encoding.mode == Mode::kNvfp4) {
+  if (unit.kind == UnitKind::kCompress && state.encoding.mode == Mode::kNvfp4) {
     item.kind = ItemKind::kRange;
     item.exclusive = true;
     AddItem(item);
@@ -518,14 +519,13 @@ absl::Status WorkList::Impl::RunRows(const Item& item, size_t index) {
       reader.Read(item.first * length, count, source.data()));
   uint8_t* const zero_points =
       state.zero_points ? zero_point.as<uint8_t>() : nullptr;
-  const bool finite =
-      QuantizeRows(state.encoding, source.data(), rows, length,
-                   step.as<float>(), zero_points, codes.data());
+  const bool finite = QuantizeRows(state.encoding, source.data(), rows, length,
+                                   step.as<float>(), zero_points, codes.data());
   OVPRESS_RETURN_IF_ERROR(CheckFinite(item.unit, finite));
-  OVPRESS_RETURN_IF_ERROR(out->WriteAt(
-      unit.codes.offset +
-          *PackedSizeBytes(state.code_type, item.first * length),
-      std::span<const std::byte>(codes.data(), codes_size)));
+  OVPRESS_RETURN_IF_ERROR(
+      out->WriteAt(unit.codes.offset +
+                       *PackedSizeBytes(state.code_type, item.first * length),
+                   std::span<const std::byte>(codes.data(), codes_size)));
   OVPRESS_RETURN_IF_ERROR(WriteGroups(unit, state, item.first, rows,
                                       step.as<float>(), zero_points));
   if (c.measure_error) {
@@ -579,14 +579,16 @@ absl::Status WorkList::Impl::RunRegions(const Item& item, size_t index) {
     std::fill(lo.begin(), lo.end(), kInfinity);
     std::fill(hi.begin(), hi.end(), -kInfinity);
     OVPRESS_RETURN_IF_ERROR(CheckFinite(
-        item.unit, RangeOfColumns(state.encoding.source_type, data,
-                                  shape.reduce, columns, lo.data(),
-                                  hi.data())));
+        item.unit,
+        RangeOfColumns(state.encoding.source_type, data, shape.reduce, columns,
+                       lo.data(), hi.data())));
     for (uint64_t i = 0; shape.trailing > 1 && i < shape.inner; ++i) {
-      lo[i] = *std::min_element(lo.begin() + static_cast<ptrdiff_t>(i * shape.trailing),
-                                lo.begin() + static_cast<ptrdiff_t>((i + 1) * shape.trailing));
-      hi[i] = *std::max_element(hi.begin() + static_cast<ptrdiff_t>(i * shape.trailing),
-                                hi.begin() + static_cast<ptrdiff_t>((i + 1) * shape.trailing));
+      lo[i] = *std::min_element(
+          lo.begin() + static_cast<ptrdiff_t>(i * shape.trailing),
+          lo.begin() + static_cast<ptrdiff_t>((i + 1) * shape.trailing));
+      hi[i] = *std::max_element(
+          hi.begin() + static_cast<ptrdiff_t>(i * shape.trailing),
+          hi.begin() + static_cast<ptrdiff_t>((i + 1) * shape.trailing));
     }
     float* const step = steps.data() + r * shape.inner;
     uint8_t* const zero_point = zero_points.data() + r * shape.inner;
@@ -628,10 +630,10 @@ absl::Status WorkList::Impl::RunRegions(const Item& item, size_t index) {
   if (!aligned) {
     PackCodes(state.code_type, unpacked.data(), unpacked.size(), codes.data());
   }
-  OVPRESS_RETURN_IF_ERROR(out->WriteAt(
-      unit.codes.offset +
-          *PackedSizeBytes(state.code_type, item.first * region),
-      std::span<const std::byte>(codes.data(), codes_size)));
+  OVPRESS_RETURN_IF_ERROR(
+      out->WriteAt(unit.codes.offset +
+                       *PackedSizeBytes(state.code_type, item.first * region),
+                   std::span<const std::byte>(codes.data(), codes_size)));
   OVPRESS_RETURN_IF_ERROR(WriteGroups(unit, state, item.first * shape.inner,
                                       groups, steps.data(),
                                       zero_points.data()));
@@ -670,9 +672,8 @@ absl::Status WorkList::Impl::RunRange(const Item& item) {
   MakeSteps(state.encoding, &lo, &hi, 1, &largest, nullptr);
   state.second_order_scale = MakeSecondOrderScale(largest, state.groups);
   const float second = state.second_order_scale;
-  return out->WriteAt(
-      unit.second_order_scale.offset,
-      std::as_bytes(std::span<const float>(&second, 1)));
+  return out->WriteAt(unit.second_order_scale.offset,
+                      std::as_bytes(std::span<const float>(&second, 1)));
 }
 
 absl::Status WorkList::Impl::RunWhole(const Item& item, size_t index) {
@@ -686,12 +687,12 @@ absl::Status WorkList::Impl::RunWhole(const Item& item, size_t index) {
   // after the other; the same for packed zero points.
   std::unique_ptr<CodeAppender> appender;
   if (IsSubByte(state.code_type) && region % 8 != 0 && shape.outer > 1) {
-    appender = std::make_unique<CodeAppender>(state.code_type, out,
-                                              unit.codes.offset);
+    appender =
+        std::make_unique<CodeAppender>(state.code_type, out, unit.codes.offset);
   }
-  const bool zero_points_share_bytes =
-      state.zero_points && IsSubByte(state.zero_point_type) &&
-      groups_per_region % 2 != 0;
+  const bool zero_points_share_bytes = state.zero_points &&
+                                       IsSubByte(state.zero_point_type) &&
+                                       groups_per_region % 2 != 0;
   std::optional<CodeAppender> zero_point_appender;
   if (zero_points_share_bytes) {
     zero_point_appender.emplace(state.zero_point_type, out,
@@ -700,17 +701,16 @@ absl::Status WorkList::Impl::RunWhole(const Item& item, size_t index) {
   std::vector<float> step(groups_per_region);
   std::vector<uint8_t> zero_point(groups_per_region);
   for (uint64_t r = item.first; r < item.last; ++r) {
-    OVPRESS_RETURN_IF_ERROR(WholeRegion(item.unit, r, index, appender.get(),
-                                        &step, &zero_point));
+    OVPRESS_RETURN_IF_ERROR(
+        WholeRegion(item.unit, r, index, appender.get(), &step, &zero_point));
     if (zero_points_share_bytes) {
       OVPRESS_RETURN_IF_ERROR(zero_point_appender->AppendUnpacked(
           zero_point.data(), zero_point.size()));
       UnitState scales_only = state;
       scales_only.zero_points = false;
-      OVPRESS_RETURN_IF_ERROR(WriteGroups(unit, scales_only,
-                                          r * groups_per_region,
-                                          groups_per_region, step.data(),
-                                          nullptr));
+      OVPRESS_RETURN_IF_ERROR(
+          WriteGroups(unit, scales_only, r * groups_per_region,
+                      groups_per_region, step.data(), nullptr));
     } else {
       OVPRESS_RETURN_IF_ERROR(WriteGroups(unit, state, r * groups_per_region,
                                           groups_per_region, step.data(),
@@ -831,13 +831,13 @@ absl::Status WorkList::Impl::WholeRegion(uint32_t unit_index, uint64_t r,
                     column_zero_point, codes.data());
     }
     if (c.measure_error) {
-      AddError(index,
-               is_rows ? ErrorOfRows(state.encoding, source.data(), 1, rows,
-                                     scale.data(), column_zero_point,
-                                     codes.data())
-                       : ErrorOfColumns(state.encoding, source.data(), rows,
-                                        columns, scale.data(),
-                                        column_zero_point, codes.data()));
+      AddError(
+          index,
+          is_rows
+              ? ErrorOfRows(state.encoding, source.data(), 1, rows,
+                            scale.data(), column_zero_point, codes.data())
+              : ErrorOfColumns(state.encoding, source.data(), rows, columns,
+                               scale.data(), column_zero_point, codes.data()));
     }
     if (appender != nullptr) {
       OVPRESS_RETURN_IF_ERROR(appender->Append(codes.data(), count));
@@ -884,8 +884,7 @@ absl::Status WorkList::Impl::RunAwq(const Item& item) {
 
 WorkList::WorkList(const WorkContext& context)
     : impl_(std::make_unique<Impl>(context)) {
-  impl_->window =
-      WindowBytes(context.memory_budget_bytes, context.parallelism);
+  impl_->window = WindowBytes(context.memory_budget_bytes, context.parallelism);
   impl_->PrepareUnits();
   impl_->PrepareAwq();
   impl_->MakeItems();
