@@ -31,9 +31,9 @@ enum class Mode : uint8_t {
 };
 
 inline constexpr Mode kAllModes[] = {
-    Mode::kInt8Asym, Mode::kInt8Sym,   Mode::kInt4Asym, Mode::kInt4Sym,
-    Mode::kInt3Sym,  Mode::kInt2Sym,   Mode::kNf4,      Mode::kFp4,
-    Mode::kFp8E4m3,  Mode::kMxfp4,     Mode::kMxfp8E4m3, Mode::kNvfp4,
+    Mode::kInt8Asym, Mode::kInt8Sym, Mode::kInt4Asym,  Mode::kInt4Sym,
+    Mode::kInt3Sym,  Mode::kInt2Sym, Mode::kNf4,       Mode::kFp4,
+    Mode::kFp8E4m3,  Mode::kMxfp4,   Mode::kMxfp8E4m3, Mode::kNvfp4,
     Mode::kCb4,      Mode::kCodebook};
 
 // Which side of NNCF's two code paths a weight of this many elements takes; the
@@ -64,8 +64,8 @@ std::optional<Mode> ParseMode(absl::string_view name);
 // f32, f16, bf16, f64, f8e4m3, f8e5m2, i8, u8 ... for the user's).
 struct Codebook {
   ElementType type = ElementType::kF8e4m3;
-  std::vector<double> values;        // ascending, 2 to 65536 entries
-  std::vector<std::byte> stored;     // the constant's bytes, little endian
+  std::vector<double> values;     // ascending, 2 to 65536 entries
+  std::vector<std::byte> stored;  // the constant's bytes, little endian
   // u4 up to 16 entries, u8 up to 256, else u16.
   ElementType index_type() const;
 };
