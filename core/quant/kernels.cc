@@ -40,8 +40,21 @@ struct LoadF16 {
   static constexpr size_t kSize = 2;
   static VF Vector(const uint8_t* at) {
     const hn::Rebind<hwy::float16_t, DF> d;
-    return hn::PromoteTo(
+    const VF value = hn::PromoteTo(
         DF(), hn::LoadU(d, reinterpret_cast<const hwy::float16_t*>(at)));
+#if HWY_TARGET == HWY_SCALAR || HWY_TARGET == HWY_SSSE3 || \
+    HWY_TARGET == HWY_SSE4
+    // Without F16C Highway 1.0 widens infinities and NaNs like numbers, to
+    // 65536 and above.
+    const hn::RebindToUnsigned<DF> du;
+    const VF special =
+        hn::BitCast(DF(), hn::Or(hn::BitCast(du, value),
+                                 hn::Set(du, 0x7f800000u)));
+    return hn::IfThenElse(hn::Ge(hn::Abs(value), hn::Set(DF(), 65536.0f)),
+                          special, value);
+#else
+    return value;
+#endif
   }
   static float One(const uint8_t* at) {
     return scalar::HalfToFloat(scalar::Load<uint16_t>(at, 0));

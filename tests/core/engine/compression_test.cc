@@ -76,20 +76,23 @@ absl::StatusOr<Output> Compress(const IrBuilder& ir,
 IrBuilder AllLayouts() {
   IrBuilder ir;
   auto x = ir.Parameter("x", {-1, 513});
-  x = ir.MatMul("rows", x, ir.Weights("w_rows", ElementType::kF32, {1031, 513}, 1),
-                false, true, {-1, 1031});
+  x = ir.MatMul("rows", x,
+                ir.Weights("w_rows", ElementType::kF32, {1031, 513}, 1), false,
+                true, {-1, 1031});
   x = ir.MatMul("columns", x,
                 ir.Weights("w_columns", ElementType::kF32, {1031, 1027}, 2),
                 false, false, {-1, 1027});
-  x = ir.MatMul("half", x,
-                ir.Convert("c", ir.Weights("w_half", ElementType::kF16, {640, 1027}, 3),
-                           ElementType::kF32),
-                false, true, {-1, 640});
+  x = ir.MatMul(
+      "half", x,
+      ir.Convert("c", ir.Weights("w_half", ElementType::kF16, {640, 1027}, 3),
+                 ElementType::kF32),
+      false, true, {-1, 640});
   x = ir.MatMul("batch", x,
-                ir.Weights("w_batch", ElementType::kF32, {3, 640, 1023}, 4), false,
-                false, {3, -1, 1023});
-  x = ir.MatMul("last", x, ir.Weights("w_last", ElementType::kBf16, {33, 1023}, 5),
-                false, true, {3, -1, 33});
+                ir.Weights("w_batch", ElementType::kF32, {3, 640, 1023}, 4),
+                false, false, {3, -1, 1023});
+  x = ir.MatMul("last", x,
+                ir.Weights("w_last", ElementType::kBf16, {33, 1023}, 5), false,
+                true, {3, -1, 33});
   ir.Result("y", x);
   return ir;
 }
@@ -159,9 +162,8 @@ TEST(Compression, StreamedInputGivesTheSameBytes) {
   while (source.available < source.size_bytes()) {
     source.available = std::min(source.size_bytes(),
                                 source.available.load() + uint64_t{123457});
-    const absl::Status status = (*compression)
-                                    ->RunAvailable(source, source.available,
-                                                   sink, run);
+    const absl::Status status =
+        (*compression)->RunAvailable(source, source.available, sink, run);
     ASSERT_TRUE(status.ok()) << status;
     const uint64_t now = (*compression)->output_prefix_bytes();
     ASSERT_GE(now, prefix);
@@ -183,8 +185,8 @@ TEST(Compression, KeptConstantsAreCopiedAndSharedOnesStoredOnce) {
   const auto y = ir.MatMul("mm", x, w, false, true, {-1, 4});
   const std::string bias(16, '\x01');
   const auto a = ir.Constant("bias_a", ElementType::kF32, {1, 4}, bias);
-  const auto b =
-      ir.ConstantAt("bias_b", ElementType::kF32, {1, 4}, ir.Bin().size() - 16, 16);
+  const auto b = ir.ConstantAt("bias_b", ElementType::kF32, {1, 4},
+                               ir.Bin().size() - 16, 16);
   const auto s = ir.Op("add_a", "Add", "opset1",
                        "<data auto_broadcast=\"numpy\"/>", {y, a}, {-1, 4});
   const auto t = ir.Op("add_b", "Add", "opset1",
@@ -207,7 +209,8 @@ TEST(Compression, RefusesNonFiniteWeightsByName) {
       const auto x = ir.Parameter("x", {-1, 8});
       std::string bytes(8 * 8 * 4, '\0');
       std::memcpy(bytes.data() + 4 * 37, &bad, 4);
-      const auto w = ir.Constant("the_weight", ElementType::kF32, {8, 8}, bytes);
+      const auto w =
+          ir.Constant("the_weight", ElementType::kF32, {8, 8}, bytes);
       ir.Result("r", ir.MatMul("mm", x, w, false, transposed, {-1, 8}));
       const auto executor = MakeSerialExecutor();
       const auto output =
@@ -226,18 +229,19 @@ TEST(Compression, RefusesNonFiniteWeightsByName) {
 TEST(Compression, GroupSizeThatDoesNotDivideFollowsTheFallback) {
   IrBuilder ir;
   auto x = ir.Parameter("x", {-1, 96});
-  x = ir.MatMul("a", x, ir.Weights("wa", ElementType::kF32, {100, 96}, 1), false,
-                true, {-1, 100});
-  x = ir.MatMul("b", x, ir.Weights("wb", ElementType::kF32, {64, 100}, 2), false,
-                true, {-1, 64});
+  x = ir.MatMul("a", x, ir.Weights("wa", ElementType::kF32, {100, 96}, 1),
+                false, true, {-1, 100});
+  x = ir.MatMul("b", x, ir.Weights("wb", ElementType::kF32, {64, 100}, 2),
+                false, true, {-1, 64});
   ir.Result("r", x);
-  CompressionOptions options{.mode = Mode::kInt4Sym, .group_size = 64,
-                             .all_layers = true};
+  CompressionOptions options{
+      .mode = Mode::kInt4Sym, .group_size = 64, .all_layers = true};
   auto compression = Compression::Create(ir.Xml(), options);
   EXPECT_EQ(compression.status().code(), absl::StatusCode::kInvalidArgument);
-  EXPECT_THAT(std::string(compression.status().message()),
-              HasSubstr("group size 64 does not divide the channel size of 2 "
-                        "layers: 'a' (channel size 96), 'b' (channel size 100)"));
+  EXPECT_THAT(
+      std::string(compression.status().message()),
+      HasSubstr("group size 64 does not divide the channel size of 2 "
+                "layers: 'a' (channel size 96), 'b' (channel size 100)"));
   options.group_size_fallback = GroupSizeFallback::kIgnore;
   compression = Compression::Create(ir.Xml(), options);
   ASSERT_TRUE(compression.ok());
@@ -286,8 +290,8 @@ TEST(Compression, StopFlagEndsTheRun) {
 
 TEST(Compression, EstimateBoundsTheResult) {
   const IrBuilder ir = AllLayouts();
-  const CompressionOptions options{.mode = Mode::kInt4Asym, .ratio = 0.5,
-                                   .group_size = -1};
+  const CompressionOptions options{
+      .mode = Mode::kInt4Asym, .ratio = 0.5, .group_size = -1};
   auto compression = Compression::Create(ir.Xml(), options);
   ASSERT_TRUE(compression.ok());
   const Estimate estimate = (*compression)->EstimateSizes();
@@ -303,8 +307,7 @@ TEST(Compression, EstimateBoundsTheResult) {
 TEST(Compression, ReportAddsUp) {
   const IrBuilder ir = AllLayouts();
   const auto executor = MakeSerialExecutor();
-  const auto output =
-      Compress(ir, {.mode = Mode::kInt8Asym}, executor.get());
+  const auto output = Compress(ir, {.mode = Mode::kInt8Asym}, executor.get());
   ASSERT_TRUE(output.ok());
   const Report& report = output->report;
   ASSERT_EQ(report.weights.size(), 5u);

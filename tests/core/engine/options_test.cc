@@ -56,9 +56,9 @@ TEST(ValidateOptions, AwqHasItsModes) {
 }
 
 TEST(ValidateOptions, MetricsThatNeedData) {
-  ExpectRefused({.mode = Mode::kInt4Sym,
-                 .sensitivity_metric = "max_activation_variance"},
-                "needs a data set");
+  ExpectRefused(
+      {.mode = Mode::kInt4Sym, .sensitivity_metric = "max_activation_variance"},
+      "needs a data set");
   ExpectRefused({.mode = Mode::kInt4Sym, .sensitivity_metric = "magic"},
                 "unknown sensitivity metric 'magic'");
 }
@@ -115,8 +115,8 @@ TEST(ParseCodebook, RefusesWhatNncfRefuses) {
 
 std::string Npy(const std::string& header, const std::string& data) {
   std::string padded = header;
-  while ((10 + padded.size() + 1) % 64 != 0) padded += ' ';
-  padded += '\n';
+  padded.append(63 - (10 + padded.size()) % 64, ' ');
+  padded.push_back('\n');
   std::string out("\x93NUMPY\x01\x00", 8);
   out += static_cast<char>(padded.size() & 255);
   out += static_cast<char>(padded.size() >> 8);
@@ -125,8 +125,7 @@ std::string Npy(const std::string& header, const std::string& data) {
 
 TEST(ParseCodebook, NumpyFile) {
   const double values[] = {-2, 0.25, 3};
-  const std::string data(reinterpret_cast<const char*>(values),
-                         sizeof(values));
+  const std::string data(reinterpret_cast<const char*>(values), sizeof(values));
   const std::string header =
       "{'descr': '<f8', 'fortran_order': False, 'shape': (3,), }";
   std::string text;
