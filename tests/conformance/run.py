@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import multiprocessing
+import multiprocessing.connection
 import os
 import pathlib
 import re
@@ -152,21 +153,60 @@ class Worker:
         (target / "notes.txt").write_text("\n".join(text) + "\n")
 
 
-_worker: Worker | None = None
-
-
-def _start(ovpress, work, arguments) -> None:
-    global _worker
-    # NNCF prints tables and bars; results travel through the pool, not stdout.
+def _serve(connection, ovpress, work, arguments) -> None:
+    """A worker process: takes cases from its pipe, sends outcomes back."""
+    # NNCF prints tables and bars; results travel through the pipe, not stdout.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    _worker = Worker(ovpress, work, arguments)
+    worker = Worker(ovpress, work, arguments)
+    while (case := connection.recv()) is not None:
+        try:
+            outcome = worker.run(case)
+        except Exception as error:  # a defect of the suite must not hide the case
+            outcome = Outcome(case, False, [f"the suite itself failed: {type(error).__name__}: {error}"])
+        connection.send(outcome)
 
 
-def _run(case) -> Outcome:
-    try:
-        return _worker.run(case)
-    except Exception as error:  # a defect of the suite must not hide the case
-        return Outcome(case, False, [f"the suite itself failed: {type(error).__name__}: {error}"])
+class Pool:
+    """Worker processes that may die: OpenVINO crashes on some graphs. The case
+    fails, the others go on. (multiprocessing.Pool would wait for ever.)"""
+
+    def __init__(self, size: int, arguments: tuple):
+        self._context = multiprocessing.get_context("spawn")
+        self._arguments = arguments
+        self._size = size
+
+    def _start(self):
+        ours, theirs = self._context.Pipe()
+        process = self._context.Process(target=_serve, args=(theirs, *self._arguments), daemon=True)
+        process.start()
+        theirs.close()
+        return process, ours
+
+    def run(self, cases: list):
+        waiting = list(reversed(cases))
+        busy = {}
+        for _ in range(min(self._size, len(cases))):
+            process, pipe = self._start()
+            busy[pipe] = (process, waiting.pop())
+            pipe.send(busy[pipe][1])
+        while busy:
+            for pipe in multiprocessing.connection.wait(list(busy), timeout=2 * TIMEOUT_S) or list(busy):
+                process, case = busy.pop(pipe)
+                try:
+                    if not pipe.poll():
+                        process.kill()
+                    outcome = pipe.recv()
+                except (EOFError, ConnectionResetError):
+                    process.join()
+                    outcome = Outcome(case, False, [f"the process that judged and ran the models ended with {process.exitcode}"])
+                    process, pipe = self._start()
+                yield outcome
+                if waiting:
+                    busy[pipe] = (process, waiting.pop())
+                    pipe.send(busy[pipe][1])
+                else:
+                    with contextlib.suppress(BrokenPipeError):
+                        pipe.send(None)
 
 
 @contextlib.contextmanager
@@ -260,12 +300,10 @@ def main() -> int:
         # Cases of one model together, so that compiled helpers are reused; large
         # models first, so that the workers end at about the same time.
         chosen.sort(key=lambda case: (not case.model.startswith("ppocr"), case.model))
-        context = multiprocessing.get_context("spawn")
         outcomes: list[Outcome] = []
         ovpress = [str(pathlib.Path(arguments.ovpress).resolve())]
-        with context.Pool(arguments.jobs, _start, (ovpress, work, arguments)) as pool:
-            for outcome in pool.imap_unordered(_run, chosen, chunksize=1 if len(chosen) < 50 else 8):
-                outcomes.append(outcome)
+        for outcome in Pool(arguments.jobs, (ovpress, work, arguments)).run(chosen):
+            outcomes.append(outcome)
         outcomes.sort(key=lambda outcome: outcome.case.name)
     digest(outcomes, arguments.show)
     print()

@@ -28,11 +28,11 @@ class IrBuilder {
 
   Node Parameter(const std::string& name, const std::vector<int64_t>& dims,
                  ElementType type = ElementType::kF32) {
-    return Add(name, "Parameter", "opset1",
-               absl::StrCat("<data shape=\"", absl::StrJoin(dims, ","),
-                            "\" element_type=\"", ElementTypeName(type),
-                            "\"/>"),
-               {}, type, dims);
+    return Add(
+        name, "Parameter", "opset1",
+        absl::StrCat("<data shape=\"", absl::StrJoin(dims, ","),
+                     "\" element_type=\"", ElementTypeName(type), "\"/>"),
+        {}, type, dims);
   }
 
   // A constant with the given bytes.
@@ -48,8 +48,7 @@ class IrBuilder {
     return Add(name, "Const", "opset1",
                absl::StrCat("<data element_type=\"", ElementTypeName(type),
                             "\" shape=\"", absl::StrJoin(shape, ", "),
-                            "\" offset=\"", offset, "\" size=\"", size,
-                            "\"/>"),
+                            "\" offset=\"", offset, "\" size=\"", size, "\"/>"),
                {}, type, std::vector<int64_t>(shape.begin(), shape.end()));
   }
   // Normal random weights.
@@ -68,18 +67,17 @@ class IrBuilder {
   }
 
   Node Convert(const std::string& name, const Node& input, ElementType to) {
-    return Add(name, "Convert", "opset1",
-               absl::StrCat("<data destination_type=\"", ElementTypeName(to),
-                            "\"/>"),
-               {input}, to, input.dims);
+    return Add(
+        name, "Convert", "opset1",
+        absl::StrCat("<data destination_type=\"", ElementTypeName(to), "\"/>"),
+        {input}, to, input.dims);
   }
   Node MatMul(const std::string& name, const Node& a, const Node& b,
               bool transpose_a, bool transpose_b,
               const std::vector<int64_t>& dims) {
     return Add(name, "MatMul", "opset1",
                absl::StrCat("<data transpose_a=\"",
-                            transpose_a ? "true" : "false",
-                            "\" transpose_b=\"",
+                            transpose_a ? "true" : "false", "\" transpose_b=\"",
                             transpose_b ? "true" : "false", "\"/>"),
                {a, b}, a.type, dims);
   }
@@ -105,7 +103,8 @@ class IrBuilder {
                               const std::vector<int64_t>& dims) {
     std::string out = absl::StrCat("<port id=\"", id, "\" precision=\"",
                                    PortPrecisionName(type), "\">");
-    for (const int64_t dim : dims) absl::StrAppend(&out, "<dim>", dim, "</dim>");
+    for (const int64_t dim : dims)
+      absl::StrAppend(&out, "<dim>", dim, "</dim>");
     return out + "</port>";
   }
   Node Add(const std::string& name, const std::string& type,
