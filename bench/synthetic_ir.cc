@@ -2,8 +2,8 @@
 
 #include <array>
 #include <bit>
-#include <functional>
 #include <cstring>
+#include <functional>
 #include <thread>
 #include <vector>
 
@@ -25,13 +25,14 @@ class Writer {
   struct Out {
     uint64_t id = 0;
     int port = 0;
-    std::string type;    // FP32
-    std::string dims;    // <dim>..</dim>...
+    std::string type;  // FP32
+    std::string dims;  // <dim>..</dim>...
   };
 
   static std::string Dims(std::initializer_list<int64_t> dims) {
     std::string out;
-    for (const int64_t dim : dims) absl::StrAppend(&out, "<dim>", dim, "</dim>");
+    for (const int64_t dim : dims)
+      absl::StrAppend(&out, "<dim>", dim, "</dim>");
     return out;
   }
 
@@ -56,10 +57,10 @@ class Writer {
       text_ += "</input>";
     }
     if (!out_type.empty()) {
-      absl::StrAppend(&text_, "<output><port id=\"", port, "\" precision=\"",
-                      out_type, "\"",
-                      names.empty() ? "" : absl::StrCat(" names=\"", names, "\""),
-                      ">", out_dims, "</port></output>");
+      absl::StrAppend(
+          &text_, "<output><port id=\"", port, "\" precision=\"", out_type,
+          "\"", names.empty() ? "" : absl::StrCat(" names=\"", names, "\""),
+          ">", out_dims, "</port></output>");
     }
     text_ += "</layer>\n";
     return {id, port, out_type, out_dims};
@@ -105,10 +106,10 @@ Writer Build(const SyntheticModel& model) {
   Writer writer("synthetic");
   const auto hidden = static_cast<int64_t>(model.hidden);
   const std::string hidden_dims = Writer::Dims({-1, -1, hidden});
-  const Writer::Out ids = writer.Layer(
-      "input_ids", "Parameter", "opset1",
-      "<data shape=\"?,?\" element_type=\"i64\" />", {}, "I64",
-      Writer::Dims({-1, -1}), "input_ids");
+  const Writer::Out ids =
+      writer.Layer("input_ids", "Parameter", "opset1",
+                   "<data shape=\"?,?\" element_type=\"i64\" />", {}, "I64",
+                   Writer::Dims({-1, -1}), "input_ids");
   const Writer::Out table =
       writer.Weight("embed_tokens.weight", model.vocabulary, model.hidden);
   // Axis 0 as one more constant, at the end of the file.
@@ -118,15 +119,13 @@ Writer Build(const SyntheticModel& model) {
       absl::StrCat("<data element_type=\"i64\" shape=\"\" offset=\"",
                    axis_offset, "\" size=\"8\" />"),
       {}, "I64", "");
-  Writer::Out stream =
-      writer.Layer("embed_tokens", "Gather", "opset8",
-                   "<data batch_dims=\"0\" />", {table, ids, axis}, "FP32",
-                   hidden_dims);
+  Writer::Out stream = writer.Layer("embed_tokens", "Gather", "opset8",
+                                    "<data batch_dims=\"0\" />",
+                                    {table, ids, axis}, "FP32", hidden_dims);
   const auto add = [&](const std::string& name, const Writer::Out& a,
                        const Writer::Out& b, const char* op) {
-    return writer.Layer(name, op, "opset1",
-                        "<data auto_broadcast=\"numpy\" />", {a, b}, "FP32",
-                        a.dims);
+    return writer.Layer(name, op, "opset1", "<data auto_broadcast=\"numpy\" />",
+                        {a, b}, "FP32", a.dims);
   };
   for (uint64_t i = 0; i < model.layers; ++i) {
     const std::string p = absl::StrCat("layers.", i, ".");
@@ -141,17 +140,15 @@ Writer Build(const SyntheticModel& model) {
     const Writer::Out o =
         writer.MatMul(p + "o_proj", mix, model.hidden, model.hidden);
     const Writer::Out attended = add(p + "residual1", stream, o, "Add");
-    const Writer::Out gate =
-        writer.MatMul(p + "gate_proj", attended, model.intermediate,
-                      model.hidden);
+    const Writer::Out gate = writer.MatMul(p + "gate_proj", attended,
+                                           model.intermediate, model.hidden);
     const Writer::Out act = writer.Layer(p + "act", "Swish", "opset4", "",
                                          {gate}, "FP32", gate.dims);
     const Writer::Out up = writer.MatMul(p + "up_proj", attended,
                                          model.intermediate, model.hidden);
     const Writer::Out gated = add(p + "gated", act, up, "Multiply");
     const Writer::Out down =
-        writer.MatMul(p + "down_proj", gated, model.hidden,
-                      model.intermediate);
+        writer.MatMul(p + "down_proj", gated, model.hidden, model.intermediate);
     stream = add(p + "residual2", attended, down, "Add");
   }
   const Writer::Out logits =
@@ -163,11 +160,11 @@ Writer Build(const SyntheticModel& model) {
 // xorshift; four 16-bit draws summed make a bell of sigma about 0.02.
 class WeightStream {
  public:
-  explicit WeightStream(uint64_t seed) : state_(seed * 0x9E3779B97F4A7C15u + 1) {
+  explicit WeightStream(uint64_t seed)
+      : state_(seed * 0x9E3779B97F4A7C15u + 1) {
     // Sum of four uniform bytes -> f16 bits, tabled.
     for (size_t sum = 0; sum < table_.size(); ++sum) {
-      const float value =
-          (static_cast<float>(sum) - 510.0f) / 148.0f * 0.02f;
+      const float value = (static_cast<float>(sum) - 510.0f) / 148.0f * 0.02f;
       table_[sum] = ToHalf(value);
     }
   }
@@ -186,11 +183,10 @@ class WeightStream {
   static uint16_t ToHalf(float value) {
     const uint32_t bits = std::bit_cast<uint32_t>(value);
     const uint32_t sign = bits >> 16 & 0x8000;
-    const int32_t exponent =
-        static_cast<int32_t>(bits >> 23 & 0xff) - 127 + 15;
+    const int32_t exponent = static_cast<int32_t>(bits >> 23 & 0xff) - 127 + 15;
     if (exponent <= 0) return static_cast<uint16_t>(sign);
-    return static_cast<uint16_t>(
-        sign | static_cast<uint32_t>(exponent) << 10 | (bits >> 13 & 0x3ff));
+    return static_cast<uint16_t>(sign | static_cast<uint32_t>(exponent) << 10 |
+                                 (bits >> 13 & 0x3ff));
   }
   uint64_t state_;
   std::array<uint16_t, 1021> table_{};
@@ -233,8 +229,8 @@ absl::Status WriteSynthetic(const SyntheticModel& model,
       const uint64_t count = std::min(kBlock, weights - at);
       for (uint64_t i = 0; i < count; ++i) block[i] = stream.Next();
       OVPRESS_RETURN_IF_ERROR(bin_file->WriteAt(
-          at * 2, std::as_bytes(
-                      std::span<const uint16_t>(block.data(), count))));
+          at * 2,
+          std::as_bytes(std::span<const uint16_t>(block.data(), count))));
     }
   }
   return bin_file->Commit();

@@ -354,8 +354,9 @@ absl::Status Matcher::Run() {
       for (const Producer& producer : At(multiply).producers) {
         const size_t first = producer.layer;
         if (first == kNone || OnlyReader(first) != multiply) continue;
-        const bool fits =
-            activation ? IsAtomicActivation(At(first).type) : IsMatMul(first);
+        const bool fits = activation
+                              ? IsAtomicActivation(NodeTypeName(At(first)))
+                              : IsMatMul(first);
         if (fits && plan_->graph.from_parameter[first] &&
             TryMatch(first, multiply, target)) {
           break;
@@ -367,7 +368,7 @@ absl::Status Matcher::Run() {
   for (const size_t target : order) {
     if (!IsMatMul(target)) continue;
     const size_t first = ActivationOf(target);
-    if (first == kNone || !IsAtomicActivation(At(first).type) ||
+    if (first == kNone || !IsAtomicActivation(NodeTypeName(At(first))) ||
         OnlyReader(first) != target) {
       continue;
     }

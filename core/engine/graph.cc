@@ -98,7 +98,10 @@ void MakeNamesUnique(const Model& model, const std::vector<size_t>& ops,
   for (const size_t at : ops) {
     std::string& name = graph->names[at];
     if (existing.contains(name)) {
-      name += "0";
+      // NNCF appends one "0" and stops if that name is taken, too.
+      do {
+        name += "0";
+      } while (existing.contains(name));
       graph->renamed.push_back(at);
     }
     existing.insert(name);
@@ -253,7 +256,12 @@ void FindWeights(const Model& model, NodeGraph* graph) {
 }  // namespace
 
 absl::string_view NodeTypeName(const Layer& layer) {
-  return layer.type == "Const" ? absl::string_view("Constant") : layer.type;
+  // The names that OpenVINO writes differently from what it calls them.
+  if (layer.type == "Const") return "Constant";
+  if (layer.type == "ReLU") return "Relu";
+  if (layer.type == "PReLU") return "PRelu";
+  if (layer.type == "SoftMax") return "Softmax";
+  return layer.type;
 }
 
 NodeGraph BuildNodeGraph(const Model& model) {

@@ -7,6 +7,7 @@
 #include "absl/strings/ascii.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
 #include "core/base/status_macros.h"
 #include "core/engine/python_text.h"
@@ -222,28 +223,111 @@ std::string CanonicalOptions(const CompressionOptions& options) {
 
 namespace {
 
-// NumPy's str() of one float of a table: repr of the shortest digits for f32,
-// e.g. "-1." and "0.5".
-std::string NumpyNumber(double value, ElementType type) {
-  if (!IsFloatingPoint(type)) return absl::StrCat(static_cast<int64_t>(value));
+// The shortest decimal digits that give the value back in its type, as
+// PythonFloat prints them: positional or with an exponent.
+std::string ShortestText(double value, ElementType type) {
+  if (type == ElementType::kF64) return PythonFloat(value);
+  for (int digits = 1; digits <= 9; ++digits) {
+    const std::string text = absl::StrFormat("%.*g", digits, value);
+    const double back = std::strtod(text.c_str(), nullptr);
+    float narrow = static_cast<float>(back);
+    if (type == ElementType::kF16) {
+      uint16_t half = 0;
+      FromFloat(type, &narrow, 1, &half);
+      ToFloat(type, &half, 1, &narrow);
+    }
+    if (static_cast<double>(narrow) == value) return PythonFloat(back);
+  }
+  return PythonFloat(value);
+}
+
+// NumPy shows at most eight digits behind the point.
+constexpr int kNumpyPrecision = 8;
+
+std::string NumpyPositional(double value, ElementType type) {
+  std::string text = ShortestText(value, type);
+  const size_t dot = text.find('.');
+  if (dot == std::string::npos || text.find('e') != std::string::npos ||
+      text.size() - dot - 1 > kNumpyPrecision) {
+    text = absl::StrFormat("%.*f", kNumpyPrecision, value);
+  }
+  while (text.back() == '0') text.pop_back();
+  return text;
+}
+
+// Mantissa and exponent of a scientific text, trailing zeros cut.
+std::pair<std::string, int> NumpyScientific(double value, ElementType type) {
+  const double shown = std::strtod(ShortestText(value, type).c_str(), nullptr);
   std::string text;
-  if (type == ElementType::kF64) {
-    text = PythonFloat(value);
-  } else {
-    // Shortest text that gives the same f32 back.
-    for (int digits = 1; digits <= 9; ++digits) {
-      char buffer[64];
-      std::snprintf(buffer, sizeof(buffer), "%.*g", digits, value);
-      text = buffer;
-      if (static_cast<float>(std::strtod(buffer, nullptr)) ==
-          static_cast<float>(value)) {
-        break;
+  for (int digits = 0; digits <= kNumpyPrecision; ++digits) {
+    text = absl::StrFormat("%.*e", digits, shown);
+    if (std::strtod(text.c_str(), nullptr) == shown) break;
+  }
+  const size_t e = text.find('e');
+  return {text.substr(0, e), std::atoi(text.c_str() + e + 1)};
+}
+
+// The texts of all shown numbers, brought to one width as NumPy does.
+std::vector<std::string> NumpyItems(const std::vector<double>& values,
+                                    ElementType type) {
+  std::vector<std::string> items;
+  size_t width = 0;
+  if (!IsFloatingPoint(type)) {
+    for (const double value : values) {
+      items.push_back(absl::StrCat(static_cast<int64_t>(value)));
+      width = std::max(width, items.back().size());
+    }
+    for (std::string& item : items) item.insert(0, width - item.size(), ' ');
+    return items;
+  }
+  double largest = 0;
+  double smallest = 0;
+  for (const double value : values) {
+    const double magnitude = std::fabs(value);
+    if (magnitude == 0) continue;
+    largest = std::max(largest, magnitude);
+    smallest = smallest == 0 ? magnitude : std::min(smallest, magnitude);
+  }
+  const bool scientific =
+      largest >= 1e8 ||
+      (smallest != 0 && (smallest < 1e-4 || largest / smallest > 1000));
+  if (scientific) {
+    size_t fraction = 0;
+    for (const double value : values) {
+      const std::string mantissa = NumpyScientific(value, type).first;
+      const size_t dot = mantissa.find('.');
+      if (dot != std::string::npos) {
+        fraction = std::max(fraction, mantissa.size() - dot - 1);
       }
     }
-    text = PythonFloat(std::strtod(text.c_str(), nullptr));
+    for (const double value : values) {
+      auto [mantissa, exponent] = NumpyScientific(value, type);
+      if (mantissa.find('.') == std::string::npos) mantissa += '.';
+      mantissa.append(fraction - (mantissa.size() - mantissa.find('.') - 1),
+                      '0');
+      items.push_back(
+          absl::StrCat(mantissa, "e",
+                       absl::StrFormat("%c%02d", exponent < 0 ? '-' : '+',
+                                       std::abs(exponent))));
+      width = std::max(width, items.back().size());
+    }
+    for (std::string& item : items) item.insert(0, width - item.size(), ' ');
+    return items;
   }
-  if (text.size() > 2 && text.substr(text.size() - 2) == ".0") text.pop_back();
-  return text;
+  size_t whole = 0;
+  size_t fraction = 0;
+  for (const double value : values) {
+    items.push_back(NumpyPositional(value, type));
+    const size_t dot = items.back().find('.');
+    whole = std::max(whole, dot);
+    fraction = std::max(fraction, items.back().size() - dot);
+  }
+  for (std::string& item : items) {
+    const size_t dot = item.find('.');
+    item.append(fraction - (item.size() - dot), ' ');
+    item.insert(0, whole - dot, ' ');
+  }
+  return items;
 }
 
 absl::string_view NumpyDtype(ElementType type) {
@@ -271,51 +355,57 @@ absl::string_view NumpyDtype(ElementType type) {
   }
 }
 
-// repr(numpy.array): short tables on lines of at most 75 characters.
+// repr() of the table as NNCF holds it: a NumPy array, or an OpenVINO tensor
+// for the types that NumPy lacks (numpy/_core/arrayprint.py, NumPy 2).
 std::string NumpyText(const Codebook& codebook) {
-  std::vector<std::string> items;
-  size_t width = 0;
-  for (const double value : codebook.values) {
-    items.push_back(NumpyNumber(value, codebook.type));
+  const size_t count = codebook.values.size();
+  if (codebook.type == ElementType::kBf16 ||
+      codebook.type == ElementType::kF8e4m3 ||
+      codebook.type == ElementType::kF8e5m2) {
+    return absl::StrCat("nncf.Tensor(<Tensor: shape[", count,
+                        "] type: ", ElementTypeName(codebook.type), ">)");
   }
-  // NumPy pads numbers to one width: whole part right-, fraction left-aligned.
-  size_t whole = 0;
-  size_t fraction = 0;
-  for (const std::string& item : items) {
-    const size_t dot = std::min(item.find('.'), item.size());
-    whole = std::max(whole, dot);
-    fraction = std::max(fraction, item.size() - dot);
+  constexpr size_t kSummaryAbove = 1000;  // elements
+  constexpr size_t kEdge = 3;
+  constexpr size_t kLine = 75;
+  const bool summary = count > kSummaryAbove;
+  std::vector<double> shown = codebook.values;
+  if (summary) {
+    shown.erase(shown.begin() + kEdge,
+                shown.end() - static_cast<ptrdiff_t>(kEdge));
   }
-  for (std::string& item : items) {
-    const size_t dot = std::min(item.find('.'), item.size());
-    item = absl::StrCat(std::string(whole - dot, ' '), item,
-                        std::string(fraction - (item.size() - dot), ' '));
-    width = std::max(width, item.size());
-  }
-  std::string out = "array([";
-  size_t column = out.size();
+  std::vector<std::string> items = NumpyItems(shown, codebook.type);
+  if (summary) items.insert(items.begin() + kEdge, "...");
+  // One less for the closing bracket, one for the separator.
+  constexpr size_t kElementWidth = kLine - 2;
+  const std::string indent(7, ' ');
+  std::string done;
+  std::string line = indent;
   for (size_t i = 0; i < items.size(); ++i) {
-    const bool last = i + 1 == items.size();
-    if (i > 0 && column + items[i].size() + (last ? 2 : 1) > 75) {
-      out += "\n       ";
-      column = 7;
-    } else if (i > 0) {
-      out += " ";
-      column += 1;
+    if (line.size() + items[i].size() > kElementWidth) {
+      while (line.back() == ' ') line.pop_back();
+      absl::StrAppend(&done, line, "\n");
+      line = indent;
     }
-    absl::StrAppend(&out, items[i], last ? "" : ",");
-    column += items[i].size() + 1;
+    line += items[i];
+    if (i + 1 < items.size()) line += ", ";
   }
-  out += "]";
+  done += line;
+  std::string out = absl::StrCat("array([", done.substr(indent.size()), "]");
+  std::vector<std::string> extras;
+  if (summary) extras.push_back(absl::StrCat("shape=(", count, ",)"));
   if (codebook.type != ElementType::kF64 &&
       codebook.type != ElementType::kI64) {
-    const std::string dtype =
-        absl::StrCat(", dtype=", NumpyDtype(codebook.type), ")");
-    absl::StrAppend(&out, dtype);
-  } else {
-    out += ")";
+    extras.push_back(absl::StrCat("dtype=", NumpyDtype(codebook.type)));
   }
-  return out;
+  if (extras.empty()) return out + ")";
+  out += ",";
+  const std::string extra = absl::StrJoin(extras, ", ") + ")";
+  const size_t newline = out.rfind('\n');
+  const size_t last =
+      newline == std::string::npos ? out.size() : out.size() - newline - 1;
+  return absl::StrCat(out, last + extra.size() + 1 > kLine ? "\n      " : " ",
+                      extra);
 }
 
 template <typename T>

@@ -38,7 +38,6 @@ class Rewriter {
   std::string Write();
 
  private:
-  std::string UniqueName(std::string name);
   // A name as OpenVINO makes one up: "Convert_17".
   std::string GeneratedName(const std::string& type);
   Value Add(NewLayer layer);
@@ -65,14 +64,6 @@ class Rewriter {
   uint64_t anchor_ = 0;       // new layers go behind this one, in order
 };
 
-std::string Rewriter::UniqueName(std::string name) {
-  std::string candidate = name;
-  for (int i = 1; !names_.insert(candidate).second; ++i) {
-    candidate = absl::StrCat(name, "_", i);
-  }
-  return candidate;
-}
-
 std::string Rewriter::GeneratedName(const std::string& type) {
   for (;;) {
     const std::string name =
@@ -81,10 +72,10 @@ std::string Rewriter::GeneratedName(const std::string& type) {
   }
 }
 
-// A layer without a name gets a generated one, as in NNCF's graphs.
+// A layer without a name gets a generated one. Given names are NNCF's, even if
+// the model uses them already: OpenVINO allows equal names.
 Value Rewriter::Add(NewLayer layer) {
-  layer.name = layer.name.empty() ? GeneratedName(layer.type)
-                                  : UniqueName(std::move(layer.name));
+  if (layer.name.empty()) layer.name = GeneratedName(layer.type);
   Value value;
   value.type = layer.outputs[0].type;
   value.dims = layer.outputs[0].dims;

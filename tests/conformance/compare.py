@@ -47,6 +47,8 @@ def _element_count(layer: Layer) -> int:
 
 def constant_bytes(layer: Layer) -> bytes:
     data = bytes(layer.data)
+    if _element_count(layer) == 0:
+        return b""  # OpenVINO may store a byte for none
     if layer.attributes.get("element_type") in FOUR_BIT and _element_count(layer) % 2 and data:
         data = data[:-1] + bytes([data[-1] & 0x0F])
     return data

@@ -39,7 +39,11 @@ def _input(port: ov.Output, seed: int) -> np.ndarray:
 
 
 def run(core: ov.Core, xml) -> list[np.ndarray]:
-    compiled = core.compile_model(core.read_model(xml), "CPU", CONFIG)
+    model = core.read_model(xml)
+    # The CPU plugin crashes on results of such types.
+    if any(port.get_element_type().bitwidth < 16 for port in model.outputs):
+        raise ValueError("results of less than 16 bits are not run")
+    compiled = core.compile_model(model, "CPU", CONFIG)
     inputs = [_input(port, zlib.crc32(str(i).encode())) for i, port in enumerate(compiled.inputs)]
     request = compiled.create_infer_request()
     outputs = []
@@ -66,6 +70,8 @@ def compare(core: ov.Core, theirs, ours) -> list[str] | None:
         elif a.dtype.kind in "US" or a.dtype == object:
             if not np.array_equal(a, b):
                 out.append(f"output {i} differs")
+        elif a.dtype.kind == "f" and np.array_equal(a, b, equal_nan=True):
+            pass  # which NaN an operation gives is not defined
         elif np.ascontiguousarray(a).tobytes() != np.ascontiguousarray(b).tobytes():
             with np.errstate(all="ignore"):
                 worst = np.nanmax(np.abs(a.astype(np.float64) - b.astype(np.float64))) if a.size else 0
