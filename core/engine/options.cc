@@ -109,10 +109,13 @@ absl::Status ValidateOptions(const CompressionOptions& options) {
                        "'; weight_quantization_error is the one that needs no "
                        "data set"));
     }
-    return absl::InvalidArgumentError(
-        absl::StrCat("sensitivity metric ", metric,
-                     " needs a data set, and ovpress is data-free; use "
-                     "weight_quantization_error"));
+    // Without a ratio there is nothing to rank, and NNCF lets the name pass.
+    if (options.ratio.value_or(0) != 0) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("sensitivity metric ", metric,
+                       " needs a data set, and ovpress is data-free; use "
+                       "weight_quantization_error"));
+    }
   }
   if (options.group_size &&
       (*options.group_size == 0 || *options.group_size < -1) &&
@@ -195,6 +198,9 @@ std::string CanonicalOptions(const CompressionOptions& options) {
       &out, "backup_mode=",
       options.backup_mode ? BackupModeName(*options.backup_mode) : "default",
       "\n");
+  absl::StrAppend(
+      &out, "sensitivity_metric=",
+      options.sensitivity_metric.value_or("weight_quantization_error"), "\n");
   absl::StrAppend(&out, "all_layers=", options.all_layers.value_or(false),
                   "\n");
   absl::StrAppend(&out, "ignored_names=", PythonList(options.ignored.names),

@@ -354,7 +354,8 @@ void Rewriter::WriteRtInfo() {
   const bool ratio_given = options.ratio.value_or(0) != 0;
   set("ratio", ratio_given ? PythonFloat(*options.ratio) : "1");
   set("scale_estimation", "False");
-  set("sensitivity_metric", "weight_quantization_error");
+  set("sensitivity_metric",
+      options.sensitivity_metric.value_or("weight_quantization_error"));
   editor_.SetRtInfo({"ovpress", "version"}, OVPRESS_VERSION);
 }
 

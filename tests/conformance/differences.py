@@ -25,9 +25,12 @@ class Difference:
 
 
 DIFFERENCES: list[Difference] = [
-    Difference("duplicate-names", lambda case: True, nncf_error="More than one node in NNCFGraph matches name"),
+    Difference("duplicate-names", lambda case: True, nncf_error="More than one node in NNCFGraph matches name", may_agree=True),
     Difference("score-of-vectors", lambda case: case.options.ratio not in (None, 0.0, 1.0), nncf_error="axes_et.is_integral_number", may_agree=True),
     Difference("low-bit-types", lambda case: True, nncf_error="NNCF is not yet supported OpenVINO data type"),
+    Difference("empty-weights", lambda case: case.model == "empty_weight", nncf_error="zero-size array"),
+    Difference("codebook-without-its-mode", lambda case: case.options.codebook is not None and case.options.mode != "codebook", may_agree=True),
+    Difference("adaptive-codebook", lambda case: case.options.mode == "adaptive_codebook", may_agree=True),
     Difference("rt-info-rewritten", lambda case: case.model.startswith("compressed_before") and bool(case.options.names or case.options.patterns or case.options.types), may_agree=True),
     Difference("group-size-checked-early", lambda case: case.options.group_size is not None and (case.options.group_size == 0 or case.options.group_size < -1), may_agree=True),
     Difference("awq-several-readers", lambda case: bool(case.options.awq) and case.model in ("awq_multi_consumer", "awq_act_with_result"), may_agree=True),

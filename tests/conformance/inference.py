@@ -54,9 +54,12 @@ def run(core: ov.Core, xml) -> list[np.ndarray]:
 
 
 def compare(core: ov.Core, theirs, ours) -> list[str] | None:
-    """Differences; None if the reference itself does not run on the CPU."""
+    """Differences; None if the reference itself does not run on the CPU, or
+    gives other results when it runs again (the plugin does so on some graphs)."""
     try:
         expected = run(core, theirs)
+        if any(a.dtype.kind == "f" and a.tobytes() != b.tobytes() for a, b in zip(expected, run(core, theirs))):
+            return None
     except Exception:
         return None
     try:

@@ -56,9 +56,14 @@ TEST(ValidateOptions, AwqHasItsModes) {
 }
 
 TEST(ValidateOptions, MetricsThatNeedData) {
-  ExpectRefused(
-      {.mode = Mode::kInt4Sym, .sensitivity_metric = "max_activation_variance"},
-      "needs a data set");
+  ExpectRefused({.mode = Mode::kInt4Sym,
+                 .ratio = 0.5,
+                 .sensitivity_metric = "max_activation_variance"},
+                "needs a data set");
+  // Nothing to rank: NNCF lets it pass.
+  EXPECT_TRUE(ValidateOptions({.mode = Mode::kInt4Sym,
+                               .sensitivity_metric = "max_activation_variance"})
+                  .ok());
   ExpectRefused({.mode = Mode::kInt4Sym, .sensitivity_metric = "magic"},
                 "unknown sensitivity metric 'magic'");
 }
