@@ -39,9 +39,9 @@ class Outcome:
     notes: list[str] = field(default_factory=list)
     command: str = ""
     inferred: bool = False
-    differs: bool = False  # on purpose
     judge_s: float = 0.0
     ours_s: float = 0.0
+    differs: bool = False  # on purpose
 
 
 class Worker:
