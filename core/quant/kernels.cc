@@ -47,9 +47,8 @@ struct LoadF16 {
     // Without F16C Highway 1.0 widens infinities and NaNs like numbers, to
     // 65536 and above.
     const hn::RebindToUnsigned<DF> du;
-    const VF special =
-        hn::BitCast(DF(), hn::Or(hn::BitCast(du, value),
-                                 hn::Set(du, 0x7f800000u)));
+    const VF special = hn::BitCast(
+        DF(), hn::Or(hn::BitCast(du, value), hn::Set(du, 0x7f800000u)));
     return hn::IfThenElse(hn::Ge(hn::Abs(value), hn::Set(DF(), 65536.0f)),
                           special, value);
 #else
@@ -679,9 +678,9 @@ bool RangeOfColumns(ElementType type, const void* source, size_t rows,
 
 namespace {
 
-// t of the MX modes to its power of two. The two paths take logarithms
-// differently, which matters next to powers of two.
-float MxStep(Numerics numerics, float t) {
+// The exponent of an MX scale: ceil(log2 t), with the logarithm that the path
+// takes, which matters next to powers of two.
+int MxExponent(Numerics numerics, float t) {
   float exponent = 0;
   if (numerics == Numerics::kNumPy) {
     exponent = std::ceil(static_cast<float>(std::log2(static_cast<double>(t))));
@@ -690,8 +689,55 @@ float MxStep(Numerics numerics, float t) {
     // log2(e) as f32, 0x3FB8AA3B.
     exponent = std::ceil(ln * 1.44269502f);
   }
-  exponent = std::clamp(exponent, -127.0f, 127.0f);
-  return std::ldexp(1.0f, static_cast<int>(exponent));
+  return static_cast<int>(std::clamp(exponent, -127.0f, 127.0f));
+}
+
+// A logarithm for every 32 weights would cost more than the weights do. Both
+// functions are monotone steps, so the largest t of each exponent says it all;
+// the tables are made from the functions themselves, once.
+class MxThresholds {
+ public:
+  explicit MxThresholds(Numerics numerics) {
+    for (int e = kMin; e <= kMax; ++e) {
+      // Bits of positive floats order like the floats: bisect.
+      uint32_t low = 1;             // MxExponent <= e, or none is
+      uint32_t high = 0x7f800000u;  // infinity: above
+      if (MxExponent(numerics, std::bit_cast<float>(low)) > e) {
+        largest_[static_cast<size_t>(e - kMin)] = 0.0f;
+        continue;
+      }
+      while (high - low > 1) {
+        const uint32_t middle = low + (high - low) / 2;
+        (MxExponent(numerics, std::bit_cast<float>(middle)) <= e ? low : high) =
+            middle;
+      }
+      largest_[static_cast<size_t>(e - kMin)] = std::bit_cast<float>(low);
+    }
+  }
+
+  // 2^MxExponent(t). REQUIRES: t > 0.
+  float Step(float t) const {
+    const int guess =
+        static_cast<int>(std::bit_cast<uint32_t>(t) >> 23) - 127 - 1;
+    int e = std::clamp(guess, kMin, kMax);
+    while (e < kMax && t > largest_[static_cast<size_t>(e - kMin)]) ++e;
+    return e == -127
+               ? 0x1p-127f
+               : std::bit_cast<float>(static_cast<uint32_t>(e + 127) << 23);
+  }
+
+ private:
+  static constexpr int kMin = -127;
+  static constexpr int kMax = 127;
+  std::array<float, kMax - kMin + 1> largest_{};
+};
+
+float MxStep(Numerics numerics, float t) {
+  static const MxThresholds* const numpy = new MxThresholds(Numerics::kNumPy);
+  static const MxThresholds* const openvino =
+      new MxThresholds(Numerics::kOpenVino);
+  if (!std::isfinite(t)) return std::ldexp(1.0f, MxExponent(numerics, t));
+  return (numerics == Numerics::kNumPy ? numpy : openvino)->Step(t);
 }
 
 float FloatModeMax(Mode mode) {

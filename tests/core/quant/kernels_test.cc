@@ -386,6 +386,31 @@ TEST(Formulas, MxExponentsNextToPowersOfTwo) {
   }
 }
 
+TEST(Formulas, MxStepsFollowTheLogarithms) {
+  // The tables against the definition, around every power of two and between.
+  for (const Numerics numerics : {Numerics::kNumPy, Numerics::kOpenVino}) {
+    const Encoding encoding{Mode::kMxfp4, numerics, ElementType::kF32, nullptr};
+    for (int k = -22; k <= 100; ++k) {
+      for (int ulps = -20; ulps <= 20; ++ulps) {
+        const float power = 6.0f * std::ldexp(1.0f, k);
+        const float hi =
+            std::bit_cast<float>(std::bit_cast<int32_t>(power) + ulps);
+        const float lo = 0;
+        float step;
+        MakeSteps(encoding, &lo, &hi, 1, &step, nullptr);
+        const float t = hi / 6.0f;
+        const float log2 =
+            numerics == Numerics::kNumPy
+                ? static_cast<float>(std::log2(static_cast<double>(t)))
+                : static_cast<float>(std::log(static_cast<double>(t))) *
+                      1.44269502f;
+        ASSERT_EQ(step, std::ldexp(1.0f, static_cast<int>(std::ceil(log2))))
+            << k << " " << ulps;
+      }
+    }
+  }
+}
+
 TEST(Formulas, EmptyGroupsOfFloatModesDependOnThePath) {
   const float lo = 0, hi = 0;
   float step;
