@@ -14,6 +14,7 @@
 #include "client/cli/progress.h"
 #include "core/base/status_macros.h"
 #include "core/engine/compression.h"
+#include "core/engine/presets.h"
 #ifdef OVPRESS_WITH_REMOTE
 #include "client/cli/remote.h"
 #endif
@@ -218,6 +219,17 @@ int Main(int argc, char** argv) {
       std::cout << *text;
     } else {
       exit_code = Fail(text.status());
+    }
+  });
+  app.add_subcommand("presets", "List the named sets of options")->callback([] {
+    for (const Preset& preset : Presets()) {
+      std::cout << preset.name << ": --mode " << ModeTraitsOf(preset.mode).name;
+      if (preset.group_size) {
+        std::cout << " --group-size " << *preset.group_size;
+      }
+      if (preset.ratio) std::cout << " --ratio " << *preset.ratio;
+      if (preset.awq) std::cout << " --awq";
+      std::cout << "\n    " << preset.description << "\n";
     }
   });
 #ifdef OVPRESS_WITH_REMOTE

@@ -9,6 +9,7 @@
 #include "absl/strings/str_join.h"
 #include "core/base/io.h"
 #include "core/base/status_macros.h"
+#include "core/engine/presets.h"
 
 namespace ovpress {
 namespace {
@@ -25,11 +26,20 @@ std::string ModeNames() {
 
 void CompressionFlags::Register(CLI::App* app) {
   const std::string group = "What to compress to";
-  app->add_option(
-         "--mode", mode,
-         absl::StrCat("Precision of the compressed weights: ", ModeNames()))
-      ->capture_default_str()
+  app->add_option("--preset", preset,
+                  "A named set of these options (ovpress presets lists them); "
+                  "options given beside it win")
       ->group(group);
+  app->add_option("--target-device", target_device,
+                  "Refuse at once what the plugin of cpu, gpu or npu is not "
+                  "known to run")
+      ->group(group);
+  mode_option =
+      app->add_option(
+             "--mode", mode,
+             absl::StrCat("Precision of the compressed weights: ", ModeNames()))
+          ->capture_default_str()
+          ->group(group);
   app->add_option("--ratio", ratio,
                   "Share of the weights in the primary precision, 0 to 1; the "
                   "most sensitive ones get the backup precision [1]")
@@ -110,6 +120,19 @@ absl::StatusOr<CompressionOptions> CompressionFlags::ToOptions(
         absl::StrCat("unknown mode '", mode, "'; one of: ", ModeNames()));
   }
   options.mode = *parsed_mode;
+  if (!preset.empty()) {
+    const Preset* const chosen = FindPreset(preset);
+    if (chosen == nullptr) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          "unknown preset '", preset, "'; ovpress presets lists them"));
+    }
+    if (mode_option == nullptr || mode_option->count() == 0) {
+      options.mode = chosen->mode;
+    }
+    options.ratio = chosen->ratio;
+    options.group_size = chosen->group_size;
+    if (chosen->awq) options.awq = true;
+  }
   if (!ratio.empty()) {
     double value = 0;
     if (!absl::SimpleAtod(ratio, &value) || value != value) {
@@ -117,6 +140,7 @@ absl::StatusOr<CompressionOptions> CompressionFlags::ToOptions(
           absl::StrCat("ratio '", ratio, "' is not a number"));
     }
     // Python's 1 and 1.0 print differently in rt_info; so do ours.
+    options.ratio.reset();
     if (ratio != "1" && ratio != "0") options.ratio = value;
   }
   if (group_size_option != nullptr && group_size_option->count() > 0) {
@@ -165,6 +189,9 @@ absl::StatusOr<CompressionOptions> CompressionFlags::ToOptions(
                              ParseCodebook(bytes, &options.codebook_text));
   }
   OVPRESS_RETURN_IF_ERROR(ValidateOptions(options));
+  if (!target_device.empty()) {
+    OVPRESS_RETURN_IF_ERROR(CheckTargetDevice(options, target_device));
+  }
   return options;
 }
 

@@ -14,6 +14,8 @@ namespace ovpress {
 
 // Raw values as typed; ToOptions checks them.
 struct CompressionFlags {
+  std::string preset;
+  std::string target_device;
   std::string mode = "int8_asym";
   std::string ratio;  // text: "1" and "1.0" differ in rt_info, as with NNCF
   int64_t group_size = 0;
@@ -32,6 +34,7 @@ struct CompressionFlags {
   bool allow_non_finite = false;
 
   // Set by Register; used to tell a given value from a default.
+  CLI::Option* mode_option = nullptr;
   CLI::Option* group_size_option = nullptr;
   CLI::Option* all_layers_option = nullptr;
   CLI::Option* awq_option = nullptr;

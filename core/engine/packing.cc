@@ -54,6 +54,7 @@ void PackCodes(ElementType type, const uint8_t* codes, size_t count,
                std::byte* out) {
   const auto size = PackedSizeBytes(type, count);
   OVPRESS_CHECK(size.has_value());
+  if (count == 0) return;
   std::memset(out, 0, *size);
   const int bits = BitsPerElement(type);
   for (size_t i = 0; i < count; ++i) {

@@ -147,6 +147,7 @@ float ValueOf(const Encoding& encoding, uint16_t code, uint8_t zero_point) {
 
 void Pack(ElementType code_type, const uint8_t* codes, size_t count,
           std::byte* out) {
+  if (count == 0) return;  // pointers may be null then
   switch (code_type) {
     case ElementType::kU2:
       for (size_t i = 0; i < count; i += 4) {
