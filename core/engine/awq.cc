@@ -175,6 +175,12 @@ class Matcher {
 
  private:
   const Layer& At(size_t layer) const { return model_.layers()[layer]; }
+  // NNCF's list; Gelu is as good, but NNCF has no pattern with it.
+  bool IsActivation(size_t layer) const {
+    const absl::string_view type = NodeTypeName(At(layer));
+    return IsAtomicActivation(type) ||
+           (plan_->options.awq_extended && type == "Gelu");
+  }
   bool IsMatMul(size_t layer) const {
     return At(layer).type == "MatMul" || At(layer).type == "GroupedMatMul";
   }
@@ -354,9 +360,7 @@ absl::Status Matcher::Run() {
       for (const Producer& producer : At(multiply).producers) {
         const size_t first = producer.layer;
         if (first == kNone || OnlyReader(first) != multiply) continue;
-        const bool fits = activation
-                              ? IsAtomicActivation(NodeTypeName(At(first)))
-                              : IsMatMul(first);
+        const bool fits = activation ? IsActivation(first) : IsMatMul(first);
         if (fits && plan_->graph.from_parameter[first] &&
             TryMatch(first, multiply, target)) {
           break;
@@ -368,8 +372,7 @@ absl::Status Matcher::Run() {
   for (const size_t target : order) {
     if (!IsMatMul(target)) continue;
     const size_t first = ActivationOf(target);
-    if (first == kNone || !IsAtomicActivation(NodeTypeName(At(first))) ||
-        OnlyReader(first) != target) {
+    if (first == kNone || !IsActivation(first) || OnlyReader(first) != target) {
       continue;
     }
     TryMatch(first, kNone, target);

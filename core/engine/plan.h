@@ -54,10 +54,7 @@ struct PlannedWeight {
 // AWQ: `target` is multiplied by sc along its reduction axis, and the inverse
 // goes to where its input comes from.
 struct AwqScale {
-  size_t weight = kNone;  // the target, index in Plan::weights
-  // Other consumers of the same activation that are scaled with the same sc
-  // (awq_extended only); sc is the first target's.
-  std::vector<size_t> also;     // indices in Plan::weights
+  size_t weight = kNone;        // the target, index in Plan::weights
   size_t source_layer = kNone;  // first node of the match
   // The inverse is folded into this weight's output channels ...
   size_t merged_constant = kNone;  // in Model::constants

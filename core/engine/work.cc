@@ -227,12 +227,10 @@ void WorkList::Impl::PrepareAwq() {
     const auto unit_of = [&](size_t constant) {
       return c.layout->unit_of_constant[constant];
     };
-    std::vector<size_t> targets{match.weight};
-    targets.insert(targets.end(), match.also.begin(), match.also.end());
     awq_unit.push_back(unit_of(plan().weights[match.weight].constant));
     awq_before[k] = states[awq_unit[k]].steps;
-    for (const size_t target : targets) {
-      const PlannedWeight& weight = plan().weights[target];
+    {
+      const PlannedWeight& weight = plan().weights[match.weight];
       const Constant& constant = model().constants()[weight.constant];
       const size_t rank = constant.shape.size();
       const size_t axis = static_cast<size_t>(weight.reduction_axes[0]);
@@ -241,7 +239,7 @@ void WorkList::Impl::PrepareAwq() {
       if (rank == 3 && !match.shared_over_batch) {
         step.strides[0] = constant.shape[axis];
       }
-      states[unit_of(weight.constant)].steps.push_back(std::move(step));
+      states[awq_unit[k]].steps.push_back(std::move(step));
     }
     if (match.merged_constant != kNone) {
       const Constant& merged = model().constants()[match.merged_constant];

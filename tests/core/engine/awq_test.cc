@@ -49,6 +49,18 @@ TEST(Awq, ActivationBeforeAMatMulGetsAMultiply) {
               HasSubstr("awq: down.w scaled, inverse multiplied behind act"));
 }
 
+TEST(Awq, GeluIsTakenOnlyIfAskedFor) {
+  IrBuilder ir;
+  const Node x = ir.Parameter("x", {-1, 8});
+  const Node act = ir.Op("act", "Gelu", "opset7", "", {x}, {-1, 8});
+  ir.Result("r", Linear(ir, "down", act));
+  EXPECT_THAT(PlanOf(ir), Not(HasSubstr("awq:")));
+  CompressionOptions options;
+  options.awq_extended = true;
+  EXPECT_THAT(PlanOf(ir, options),
+              HasSubstr("awq: down.w scaled, inverse multiplied behind act"));
+}
+
 TEST(Awq, GatedBlockFoldsTheInverseIntoTheFirstMatMul) {
   IrBuilder ir;
   const Node x = ir.Parameter("x", {-1, 8});
