@@ -255,6 +255,33 @@ TEST(Compression, GroupSizeThatDoesNotDivideFollowsTheFallback) {
   EXPECT_THAT((*compression)->PlanText(), HasSubstr("[64,100] -> int8_asym"));
 }
 
+TEST(Compression, IgnoredPatternsMatchAtTheStartAndAreRe2) {
+  IrBuilder ir;
+  auto x = ir.Parameter("x", {-1, 4});
+  x = ir.MatMul("first_mm", x, ir.Weights("w1", ElementType::kF32, {4, 4}, 1),
+                false, true, {-1, 4});
+  x = ir.MatMul("mm_second", x, ir.Weights("w2", ElementType::kF32, {4, 4}, 2),
+                false, true, {-1, 4});
+  ir.Result("r", x);
+  CompressionOptions options;
+  options.ignored.patterns = {"mm"};  // a prefix, not a search
+  auto compression = Compression::Create(ir.Xml(), options);
+  ASSERT_TRUE(compression.ok()) << compression.status();
+  EXPECT_THAT((*compression)->PlanText(),
+              HasSubstr("f32[4,4] -> int8_asym  w1"));
+  EXPECT_THAT((*compression)->PlanText(), HasSubstr("f32[4,4] -> kept  w2"));
+  for (const char* pattern : {"(?=mm)", "(a", "nothing_has_this_name"}) {
+    options.ignored.patterns = {pattern};
+    compression = Compression::Create(ir.Xml(), options);
+    EXPECT_EQ(compression.status().code(), absl::StatusCode::kInvalidArgument)
+        << pattern;
+    EXPECT_THAT(std::string(compression.status().message()),
+                HasSubstr(pattern));
+  }
+  options.ignored.validate = false;
+  EXPECT_TRUE(Compression::Create(ir.Xml(), options).ok());
+}
+
 TEST(Compression, ConstantBeyondTheFileIsDataLoss) {
   IrBuilder ir;
   const auto x = ir.Parameter("x", {-1, 4});
