@@ -1,0 +1,1120 @@
+#include "server/jobs/local_blob_store.h"
+
+#include <dirent.h>
+#include <fcntl.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <sys/statvfs.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cerrno>
+#include <filesystem>
+#include <limits>
+#include <map>
+#include <set>
+#include <utility>
+
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
+#include "core/base/mutex.h"
+#include "core/base/status_macros.h"
+#include "server/jobs/errors.h"
+
+namespace ovpress {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr size_t kHashBlockBytes = 1 << 20;
+
+class Fd {
+ public:
+  Fd() = default;
+  explicit Fd(int fd) : fd_(fd) {}
+  Fd(Fd&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
+  Fd& operator=(Fd&& other) noexcept {
+    std::swap(fd_, other.fd_);
+    return *this;
+  }
+  ~Fd() {
+    if (fd_ >= 0) ::close(fd_);
+  }
+  int get() const { return fd_; }
+
+ private:
+  int fd_ = -1;
+};
+
+absl::StatusOr<Fd> Open(const std::string& path, int flags) {
+  const int fd = ::open(path.c_str(), flags | O_CLOEXEC, 0600);
+  if (fd < 0) return ErrnoToStatus(errno, absl::StrCat("cannot open ", path));
+  return Fd(fd);
+}
+
+absl::Status WriteAll(int fd, uint64_t offset, std::span<const std::byte> bytes,
+                      const std::string& path) {
+  while (!bytes.empty()) {
+    const ssize_t n = ::pwrite(fd, bytes.data(), bytes.size(),
+                               static_cast<off_t>(offset));
+    if (n < 0 && errno == EINTR) continue;
+    if (n <= 0) return ErrnoToStatus(errno, absl::StrCat("writing ", path));
+    offset += static_cast<uint64_t>(n);
+    bytes = bytes.subspan(static_cast<size_t>(n));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status ReadAll(int fd, uint64_t offset, std::span<std::byte> out,
+                     const std::string& path) {
+  while (!out.empty()) {
+    const ssize_t n =
+        ::pread(fd, out.data(), out.size(), static_cast<off_t>(offset));
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) return ErrnoToStatus(errno, absl::StrCat("reading ", path));
+    if (n == 0) {
+      return absl::DataLossError(
+          absl::StrCat(path, " ends at ", offset, ", before its size"));
+    }
+    offset += static_cast<uint64_t>(n);
+    out = out.subspan(static_cast<size_t>(n));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status HashPrefix(int fd, uint64_t size, const std::string& path,
+                        Sha256Hasher* hasher) {
+  std::vector<std::byte> block(std::min<uint64_t>(size, kHashBlockBytes));
+  for (uint64_t at = 0; at < size; at += block.size()) {
+    const std::span<std::byte> part =
+        std::span(block).first(std::min<uint64_t>(block.size(), size - at));
+    OVPRESS_RETURN_IF_ERROR(ReadAll(fd, at, part, path));
+    hasher->Update(part);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status SyncFile(int fd, const std::string& path) {
+  if (::fdatasync(fd) != 0) {
+    return ErrnoToStatus(errno, absl::StrCat("syncing ", path));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status SyncDirectory(const std::string& path) {
+  OVPRESS_ASSIGN_OR_RETURN(const Fd fd, Open(path, O_RDONLY | O_DIRECTORY));
+  if (::fsync(fd.get()) != 0) {
+    return ErrnoToStatus(errno, absl::StrCat("syncing ", path));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status MakeDirectory(const std::string& path) {
+  if (::mkdir(path.c_str(), 0700) != 0 && errno != EEXIST) {
+    return ErrnoToStatus(errno, absl::StrCat("cannot make ", path));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Rename(const std::string& from, const std::string& to) {
+  if (::rename(from.c_str(), to.c_str()) != 0) {
+    return ErrnoToStatus(errno, absl::StrCat("renaming to ", to));
+  }
+  return absl::OkStatus();
+}
+
+void RemoveTree(const std::string& path) {
+  std::error_code ignored;
+  fs::remove_all(path, ignored);
+}
+
+std::string FileName(const BlobRef& ref) {
+  return absl::StrCat(ref.sha256, "-", ref.size_bytes);
+}
+
+std::optional<BlobRef> RefOfFileName(absl::string_view name) {
+  const std::vector<absl::string_view> parts =
+      absl::StrSplit(name, absl::MaxSplits('-', 1));
+  if (parts.size() != 2) return std::nullopt;
+  const auto ref = ParseBlobName(absl::StrCat("blobs/", parts[0], "/", parts[1]));
+  if (!ref.ok()) return std::nullopt;
+  return *ref;
+}
+
+bool IsEmptyBlob(const BlobRef& ref) {
+  static const std::string* const kEmpty = new std::string(Sha256Hex(""));
+  return ref.size_bytes == 0 && ref.sha256 == *kEmpty;
+}
+
+// One staged upload; survives its writers.
+struct Staged {
+  std::string key;    // {owner hash}-{uuid}
+  std::string owner;  // hash
+  BlobRef ref;
+  std::string folder;
+  // Guards the file: one writer works, a takeover waits for its call to end.
+  Mutex io;
+  uint64_t generation ABSL_GUARDED_BY(io) = 0;
+  bool writer_alive ABSL_GUARDED_BY(io) = false;
+  bool gone ABSL_GUARDED_BY(io) = false;
+  absl::Time last_use ABSL_GUARDED_BY(io);
+  uint64_t durable ABSL_GUARDED_BY(io) = 0;
+  std::atomic<uint64_t> written{0};
+};
+
+struct BlobInfo {
+  absl::Time last_use;
+  int pins = 0;
+  std::set<std::string> owners;  // hashes
+};
+
+class LocalBlobStore final : public BlobStore {
+ public:
+  explicit LocalBlobStore(LocalBlobStoreOptions options)
+      : options_(std::move(options)), root_(options_.directory) {}
+
+  absl::Status Recover(RecoveryReport* report);
+
+  absl::StatusOr<OpenedUpload> OpenUpload(absl::string_view owner,
+                                          const UploadName& name) override;
+  absl::StatusOr<UploadStatus> QueryUpload(absl::string_view owner,
+                                           const UploadName& name) override;
+  absl::StatusOr<std::vector<BlobRef>> FindMissing(
+      absl::string_view owner, std::span<const BlobRef> refs) override;
+  absl::StatusOr<std::unique_ptr<ByteSource>> OpenRead(
+      absl::string_view owner, const BlobRef& ref) override;
+  absl::StatusOr<std::unique_ptr<BlobPin>> Pin(
+      absl::string_view owner, std::span<const BlobRef> refs) override;
+  absl::Status Verify(const BlobRef& ref) override;
+  absl::Status Release(absl::string_view owner, const BlobRef& ref) override;
+  absl::StatusOr<std::unique_ptr<SpaceReservation>> Reserve(
+      absl::string_view owner, uint64_t size_bytes) override;
+  absl::StatusOr<std::unique_ptr<BlobWriter>> CreateOutput(
+      absl::string_view owner, uint64_t size_bytes,
+      SpaceReservation* reservation) override;
+  absl::StatusOr<std::unique_ptr<ScratchBlob>> CreateScratch(
+      absl::string_view owner, uint64_t size_bytes) override;
+  void Sweep() override;
+  BlobStoreStats Stats() override;
+
+ private:
+  class Upload;
+  class Writer;
+  class Scratch;
+  class Source;
+  class PinImpl;
+  class ReservationImpl;
+
+  std::string Path(absl::string_view a) const {
+    return absl::StrCat(root_, "/", a);
+  }
+  std::string BlobPath(const BlobRef& ref) const {
+    return absl::StrCat(root_, "/blobs/", ref.sha256.substr(0, 2), "/",
+                        FileName(ref));
+  }
+  std::string MarkerFolder(const std::string& owner) const {
+    return absl::StrCat(root_, "/owners/", owner);
+  }
+  absl::Status Step(absl::string_view name) const {
+    return options_.crash_point ? options_.crash_point(name) : absl::OkStatus();
+  }
+  absl::Time Now() const { return options_.clock->Now(); }
+  std::string TemporaryPath() {
+    return absl::StrCat(root_, "/tmp/", next_temporary_++);
+  }
+
+  // Moves a finished, synced file to its place and makes `owner` see it.
+  absl::Status Publish(const std::string& path, const BlobRef& ref,
+                       const std::string& owner, bool pin);
+  bool OwnerHas(const std::string& owner, const BlobRef& ref)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void Use(const BlobRef& ref, BlobInfo& info)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void Drop(const BlobRef& ref) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void Unpin(const std::vector<BlobRef>& refs);
+  uint64_t UsedBytes() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    return blob_bytes_ + staged_bytes_ + reserved_bytes_;
+  }
+  uint64_t LimitBytes() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  uint64_t OwnerBytes(const std::string& owner)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  bool EvictOne(absl::Time now) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  absl::Status MakeRoom(absl::string_view owner_name, const std::string& owner,
+                        uint64_t size_bytes)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void Forget(const std::shared_ptr<Staged>& staged);
+
+  const LocalBlobStoreOptions options_;
+  const std::string root_;
+  Fd lock_;
+  std::atomic<uint64_t> next_temporary_{0};
+  std::atomic<uint64_t> staged_written_{0};    // of staged_bytes_
+  std::atomic<uint64_t> reserved_written_{0};  // of reserved_bytes_
+
+  Mutex mutex_;
+  std::map<BlobRef, BlobInfo> blobs_ ABSL_GUARDED_BY(mutex_);
+  std::map<std::string, std::shared_ptr<Staged>> staged_
+      ABSL_GUARDED_BY(mutex_);
+  uint64_t blob_bytes_ ABSL_GUARDED_BY(mutex_) = 0;
+  uint64_t staged_bytes_ ABSL_GUARDED_BY(mutex_) = 0;
+  uint64_t reserved_bytes_ ABSL_GUARDED_BY(mutex_) = 0;
+  uint64_t evicted_bytes_ ABSL_GUARDED_BY(mutex_) = 0;
+};
+
+// --- helpers with a handle ---
+
+class LocalBlobStore::PinImpl final : public BlobPin {
+ public:
+  PinImpl(LocalBlobStore* store, std::vector<BlobRef> refs)
+      : store_(store), refs_(std::move(refs)) {}
+  ~PinImpl() override { store_->Unpin(refs_); }
+
+ private:
+  LocalBlobStore* const store_;
+  const std::vector<BlobRef> refs_;
+};
+
+class LocalBlobStore::Source final : public ByteSource {
+ public:
+  Source(Fd fd, uint64_t size, std::string path, std::unique_ptr<BlobPin> pin)
+      : fd_(std::move(fd)),
+        size_(size),
+        path_(std::move(path)),
+        pin_(std::move(pin)) {}
+  uint64_t size_bytes() const override { return size_; }
+  absl::Status ReadAt(uint64_t offset, std::span<std::byte> out) override {
+    if (offset > size_ || out.size() > size_ - offset) {
+      return absl::DataLossError(absl::StrCat("bytes ", offset, " to ",
+                                              offset + out.size(),
+                                              " leave a blob of ", size_));
+    }
+    return ReadAll(fd_.get(), offset, out, path_);
+  }
+
+ private:
+  const Fd fd_;
+  const uint64_t size_;
+  const std::string path_;
+  const std::unique_ptr<BlobPin> pin_;
+};
+
+class LocalBlobStore::ReservationImpl final : public SpaceReservation {
+ public:
+  ReservationImpl(LocalBlobStore* store, uint64_t bytes)
+      : store_(store), left_(bytes) {}
+  ~ReservationImpl() override {
+    MutexLock lock(&store_->mutex_);
+    store_->reserved_bytes_ -= left_;
+  }
+  uint64_t bytes_left() const override { return left_; }
+
+ private:
+  friend class LocalBlobStore;
+  LocalBlobStore* const store_;
+  std::atomic<uint64_t> left_;
+};
+
+class LocalBlobStore::Scratch final : public ScratchBlob {
+ public:
+  Scratch(LocalBlobStore* store, Fd fd, uint64_t size, std::string path)
+      : store_(store), fd_(std::move(fd)), size_(size), path_(std::move(path)) {}
+  ~Scratch() override {
+    store_->reserved_written_ -= written_;
+    MutexLock lock(&store_->mutex_);
+    store_->reserved_bytes_ -= size_;
+  }
+  uint64_t size_bytes() const override { return size_; }
+  absl::Status ReadAt(uint64_t offset, std::span<std::byte> out) override {
+    return ReadAll(fd_.get(), offset, out, path_);
+  }
+  absl::Status WriteAt(uint64_t offset,
+                       std::span<const std::byte> bytes) override {
+    OVPRESS_RETURN_IF_ERROR(WriteAll(fd_.get(), offset, bytes, path_));
+    written_ += bytes.size();
+    store_->reserved_written_ += bytes.size();
+    return absl::OkStatus();
+  }
+
+ private:
+  LocalBlobStore* const store_;
+  const Fd fd_;
+  const uint64_t size_;
+  const std::string path_;
+  std::atomic<uint64_t> written_{0};
+};
+
+class LocalBlobStore::Writer final : public BlobWriter {
+ public:
+  Writer(LocalBlobStore* store, Fd fd, uint64_t size, std::string path,
+         std::string owner)
+      : store_(store),
+        fd_(std::move(fd)),
+        size_(size),
+        path_(std::move(path)),
+        owner_(std::move(owner)) {}
+  ~Writer() override {
+    if (!published_) ::unlink(path_.c_str());
+    store_->reserved_written_ -= written_;
+    MutexLock lock(&store_->mutex_);
+    store_->reserved_bytes_ -= size_;
+  }
+  absl::Status WriteAt(uint64_t offset,
+                       std::span<const std::byte> bytes) override {
+    if (offset > size_ || bytes.size() > size_ - offset) {
+      return absl::InternalError(absl::StrCat(
+          "output bytes ", offset, " to ", offset + bytes.size(),
+          " leave the output of ", size_));
+    }
+    OVPRESS_RETURN_IF_ERROR(WriteAll(fd_.get(), offset, bytes, path_));
+    written_ += bytes.size();
+    store_->reserved_written_ += bytes.size();
+    return absl::OkStatus();
+  }
+  absl::StatusOr<Published> Publish() override {
+    if (written_ != size_) {
+      return absl::InternalError(absl::StrCat("output has ", written_.load(),
+                                              " of ", size_, " bytes"));
+    }
+    OVPRESS_RETURN_IF_ERROR(SyncFile(fd_.get(), path_));
+    Sha256Hasher hasher;
+    OVPRESS_RETURN_IF_ERROR(HashPrefix(fd_.get(), size_, path_, &hasher));
+    Published published;
+    published.ref = {.sha256 = hasher.FinishHex(), .size_bytes = size_};
+    OVPRESS_RETURN_IF_ERROR(
+        store_->Publish(path_, published.ref, owner_, /*pin=*/true));
+    published_ = true;
+    published.pin = std::make_unique<PinImpl>(
+        store_, std::vector<BlobRef>{published.ref});
+    return published;
+  }
+
+ private:
+  LocalBlobStore* const store_;
+  const Fd fd_;
+  const uint64_t size_;
+  const std::string path_;
+  const std::string owner_;
+  std::atomic<uint64_t> written_{0};
+  bool published_ = false;
+};
+
+class LocalBlobStore::Upload final : public BlobUpload {
+ public:
+  Upload(LocalBlobStore* store, std::shared_ptr<Staged> staged,
+         uint64_t generation, Fd data, Fd record, uint64_t offset,
+         Sha256Hasher hasher)
+      : store_(store),
+        staged_(std::move(staged)),
+        generation_(generation),
+        data_(std::move(data)),
+        record_(std::move(record)),
+        offset_(offset),
+        synced_(offset),
+        hasher_(std::move(hasher)) {}
+  ~Upload() override {
+    MutexLock lock(&staged_->io);
+    if (staged_->generation != generation_ || staged_->gone) return;
+    SyncLocked().IgnoreError();
+    staged_->writer_alive = false;
+  }
+  uint64_t next_offset() const override { return offset_; }
+
+  absl::Status Append(uint64_t offset,
+                      std::span<const std::byte> bytes) override {
+    MutexLock lock(&staged_->io);
+    OVPRESS_RETURN_IF_ERROR(CheckMine());
+    if (offset != offset_) {
+      return absl::OutOfRangeError(absl::StrCat(
+          "write_offset ", offset, " must be ", offset_,
+          ", where the bytes so far end; ask QueryWriteStatus"));
+    }
+    const uint64_t size = staged_->ref.size_bytes;
+    if (bytes.size() > size - offset_) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          "bytes up to ", offset_ + bytes.size(),
+          " go beyond the size in the resource name, ", size));
+    }
+    staged_->last_use = store_->Now();
+    const std::string path = staged_->folder + "/data";
+    OVPRESS_RETURN_IF_ERROR(WriteAll(data_.get(), offset_, bytes, path));
+    hasher_.Update(bytes);
+    offset_ += bytes.size();
+    store_->staged_written_ += bytes.size();
+    staged_->written = offset_;
+    if (offset_ - synced_ >= store_->options_.limits.sync_interval_bytes) {
+      return SyncLocked();
+    }
+    return absl::OkStatus();
+  }
+
+  absl::Status Finish() override {
+    {
+      MutexLock lock(&staged_->io);
+      OVPRESS_RETURN_IF_ERROR(CheckMine());
+      if (offset_ != staged_->ref.size_bytes) {
+        return absl::InvalidArgumentError(absl::StrCat(
+            "finish_write at ", offset_, " bytes, the resource name says ",
+            staged_->ref.size_bytes, "; the upload stays and can go on"));
+      }
+      OVPRESS_RETURN_IF_ERROR(SyncLocked());
+      OVPRESS_RETURN_IF_ERROR(store_->Step("upload_synced"));
+      const std::string digest = hasher_.FinishHex();
+      staged_->gone = true;
+      if (digest != staged_->ref.sha256) {
+        status_ = absl::InvalidArgumentError(absl::StrCat(
+            "the ", offset_, " bytes received have SHA-256 ", digest,
+            ", the resource name says ", staged_->ref.sha256,
+            "; the upload was dropped, sending the same again cannot help"));
+      } else {
+        status_ = store_->Publish(staged_->folder + "/data", staged_->ref,
+                                  staged_->owner, /*pin=*/false);
+      }
+    }
+    store_->Forget(staged_);
+    return status_;
+  }
+
+ private:
+  absl::Status CheckMine() ABSL_EXCLUSIVE_LOCKS_REQUIRED(staged_->io) {
+    if (staged_->gone || staged_->generation != generation_) {
+      return absl::AbortedError("another writer took over this upload");
+    }
+    return absl::OkStatus();
+  }
+  absl::Status SyncLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(staged_->io) {
+    if (synced_ == offset_ && offset_ == staged_->durable) {
+      return absl::OkStatus();
+    }
+    OVPRESS_RETURN_IF_ERROR(SyncFile(data_.get(), staged_->folder + "/data"));
+    // Fixed width: one write over the old text, within one sector.
+    const std::string text = absl::StrCat(absl::Dec(offset_, absl::kZeroPad20));
+    OVPRESS_RETURN_IF_ERROR(WriteAll(
+        record_.get(), 0, std::as_bytes(std::span(text.data(), text.size())),
+        staged_->folder + "/record"));
+    OVPRESS_RETURN_IF_ERROR(
+        SyncFile(record_.get(), staged_->folder + "/record"));
+    synced_ = offset_;
+    staged_->durable = offset_;
+    return absl::OkStatus();
+  }
+
+  LocalBlobStore* const store_;
+  const std::shared_ptr<Staged> staged_;
+  const uint64_t generation_;
+  const Fd data_;
+  const Fd record_;
+  uint64_t offset_;
+  uint64_t synced_;
+  Sha256Hasher hasher_;
+  absl::Status status_;
+};
+
+// --- start-up ---
+
+absl::Status LocalBlobStore::Recover(RecoveryReport* report) {
+  OVPRESS_RETURN_IF_ERROR(MakeDirectory(root_));
+  OVPRESS_ASSIGN_OR_RETURN(lock_, Open(Path("LOCK"), O_RDWR | O_CREAT));
+  if (::flock(lock_.get(), LOCK_EX | LOCK_NB) != 0) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("another process works on ", root_));
+  }
+  RemoveTree(Path("tmp"));
+  for (const char* name : {"blobs", "owners", "uploads", "tmp", "corrupt"}) {
+    OVPRESS_RETURN_IF_ERROR(MakeDirectory(Path(name)));
+  }
+  MutexLock lock(&mutex_);
+  std::error_code error;
+  for (const auto& entry :
+       fs::recursive_directory_iterator(Path("blobs"), error)) {
+    if (!entry.is_regular_file()) continue;
+    const std::string path = entry.path().string();
+    const auto ref = RefOfFileName(entry.path().filename().string());
+    struct stat info {};
+    if (!ref.has_value() || ::stat(path.c_str(), &info) != 0) continue;
+    if (static_cast<uint64_t>(info.st_size) != ref->size_bytes) {
+      ++report->corrupt_blobs;
+      OVPRESS_RETURN_IF_ERROR(
+          Rename(path, absl::StrCat(root_, "/corrupt/", FileName(*ref))));
+      continue;
+    }
+    blobs_[*ref].last_use = absl::FromTimeT(info.st_mtime);
+  }
+  if (error) return ErrnoToStatus(error.value(), "reading " + Path("blobs"));
+  for (const auto& owner : fs::directory_iterator(Path("owners"), error)) {
+    for (const auto& marker : fs::directory_iterator(owner.path(), error)) {
+      const auto ref = RefOfFileName(marker.path().filename().string());
+      const auto it = ref ? blobs_.find(*ref) : blobs_.end();
+      if (it == blobs_.end()) {
+        ::unlink(marker.path().c_str());
+        ++report->orphans_removed;
+      } else {
+        it->second.owners.insert(owner.path().filename().string());
+      }
+    }
+  }
+  if (error) return ErrnoToStatus(error.value(), "reading " + Path("owners"));
+  for (auto it = blobs_.begin(); it != blobs_.end();) {
+    if (it->second.owners.empty()) {
+      ::unlink(BlobPath(it->first).c_str());
+      ++report->orphans_removed;
+      it = blobs_.erase(it);
+      continue;
+    }
+    blob_bytes_ += it->first.size_bytes;
+    ++it;
+  }
+  report->blobs = blobs_.size();
+  report->blob_bytes = blob_bytes_;
+  for (const auto& entry : fs::directory_iterator(Path("uploads"), error)) {
+    auto staged = std::make_shared<Staged>();
+    staged->key = entry.path().filename().string();
+    staged->folder = entry.path().string();
+    const auto record = ReadSmallFile(staged->folder + "/record", 4096);
+    const std::vector<std::string> lines =
+        record.ok() ? std::vector<std::string>(absl::StrSplit(*record, '\n'))
+                    : std::vector<std::string>();
+    struct stat info {};
+    uint64_t durable = 0;
+    if (lines.size() < 3 || !absl::SimpleAtoi(lines[0], &durable) ||
+        ::stat((staged->folder + "/data").c_str(), &info) != 0 ||
+        static_cast<uint64_t>(info.st_size) < durable) {
+      RemoveTree(staged->folder);
+      ++report->orphans_removed;
+      continue;
+    }
+    staged->owner = lines[1];
+    const auto ref = ParseBlobName(lines[2]);
+    if (!ref.ok()) {
+      RemoveTree(staged->folder);
+      continue;
+    }
+    staged->ref = *ref;
+    {
+      MutexLock io(&staged->io);
+      staged->durable = durable;
+      staged->last_use = absl::FromTimeT(info.st_mtime);
+    }
+    staged->written = durable;
+    staged_written_ += durable;
+    staged_bytes_ += ref->size_bytes;
+    staged_[staged->key] = staged;
+    ++report->uploads_resumable;
+  }
+  return absl::OkStatus();
+}
+
+// --- space ---
+
+uint64_t LocalBlobStore::LimitBytes() {
+  uint64_t limit = options_.limits.max_store_bytes != 0
+                       ? options_.limits.max_store_bytes
+                       : std::numeric_limits<uint64_t>::max();
+  struct statvfs info {};
+  if (::statvfs(root_.c_str(), &info) == 0) {
+    const uint64_t free = static_cast<uint64_t>(info.f_bavail) * info.f_frsize;
+    const uint64_t on_disk = blob_bytes_ + staged_written_ + reserved_written_;
+    const uint64_t spare = free > options_.limits.min_free_bytes
+                               ? free - options_.limits.min_free_bytes
+                               : 0;
+    limit = std::min(limit, on_disk + spare);
+  }
+  return limit;
+}
+
+uint64_t LocalBlobStore::OwnerBytes(const std::string& owner) {
+  uint64_t bytes = 0;
+  for (const auto& [ref, info] : blobs_) {
+    if (info.owners.contains(owner)) bytes += ref.size_bytes;
+  }
+  for (const auto& [key, staged] : staged_) {
+    if (staged->owner == owner) bytes += staged->ref.size_bytes;
+  }
+  return bytes;
+}
+
+bool LocalBlobStore::EvictOne(absl::Time now) {
+  auto oldest = blobs_.end();
+  for (auto it = blobs_.begin(); it != blobs_.end(); ++it) {
+    if (it->second.pins > 0 ||
+        now - it->second.last_use < options_.limits.min_blob_age) {
+      continue;
+    }
+    if (oldest == blobs_.end() ||
+        it->second.last_use < oldest->second.last_use) {
+      oldest = it;
+    }
+  }
+  if (oldest == blobs_.end()) return false;
+  const BlobRef ref = oldest->first;
+  evicted_bytes_ += ref.size_bytes;
+  if (options_.observer) options_.observer->OnBlobEvicted(ref.size_bytes);
+  Drop(ref);
+  return true;
+}
+
+absl::Status LocalBlobStore::MakeRoom(absl::string_view owner_name,
+                                      const std::string& owner,
+                                      uint64_t size_bytes) {
+  const StoreLimits& limits = options_.limits;
+  LimitDetails details{.requested = size_bytes};
+  if (limits.max_owner_bytes != 0) {
+    const uint64_t owned = OwnerBytes(owner);
+    if (size_bytes > limits.max_owner_bytes ||
+        owned > limits.max_owner_bytes - size_bytes) {
+      details.limit = "max_owner_bytes";
+      details.subject = absl::StrCat("client:", owner_name);
+      details.limit_value = limits.max_owner_bytes;
+      details.requested = owned + size_bytes;
+      if (size_bytes <= limits.max_owner_bytes) {
+        details.retry_after = absl::Minutes(1);
+      }
+      return LimitError("this client's share of the store is full", details);
+    }
+  }
+  uint64_t limit = LimitBytes();
+  while (UsedBytes() + size_bytes > limit) {
+    if (!EvictOne(Now())) {
+      details.limit = "max_store_bytes";
+      details.subject = "server";
+      details.limit_value = limit;
+      details.requested = UsedBytes() + size_bytes;
+      if (size_bytes <= limit) details.retry_after = absl::Minutes(1);
+      return LimitError("the store is full", details);
+    }
+    limit = LimitBytes();
+  }
+  return absl::OkStatus();
+}
+
+// --- blobs ---
+
+bool LocalBlobStore::OwnerHas(const std::string& owner, const BlobRef& ref) {
+  const auto it = blobs_.find(ref);
+  return it != blobs_.end() && it->second.owners.contains(owner);
+}
+
+void LocalBlobStore::Use(const BlobRef& ref, BlobInfo& info) {
+  info.last_use = Now();
+  const timespec time = absl::ToTimespec(info.last_use);
+  const timespec times[2] = {time, time};
+  ::utimensat(AT_FDCWD, BlobPath(ref).c_str(), times, 0);
+}
+
+void LocalBlobStore::Drop(const BlobRef& ref) {
+  const auto it = blobs_.find(ref);
+  if (it == blobs_.end()) return;
+  // Markers first: a crash between leaves a blob without owner.
+  for (const std::string& owner : it->second.owners) {
+    ::unlink((MarkerFolder(owner) + "/" + FileName(ref)).c_str());
+  }
+  ::unlink(BlobPath(ref).c_str());
+  blob_bytes_ -= ref.size_bytes;
+  blobs_.erase(it);
+}
+
+void LocalBlobStore::Unpin(const std::vector<BlobRef>& refs) {
+  MutexLock lock(&mutex_);
+  for (const BlobRef& ref : refs) {
+    const auto it = blobs_.find(ref);
+    if (it == blobs_.end()) continue;
+    if (--it->second.pins == 0 && it->second.owners.empty()) Drop(ref);
+  }
+}
+
+absl::Status LocalBlobStore::Publish(const std::string& path,
+                                     const BlobRef& ref,
+                                     const std::string& owner, bool pin) {
+  MutexLock lock(&mutex_);
+  const std::string target = BlobPath(ref);
+  const std::string folder = target.substr(0, target.rfind('/'));
+  const auto present = blobs_.find(ref);
+  if (present == blobs_.end()) {
+    OVPRESS_RETURN_IF_ERROR(MakeDirectory(folder));
+    OVPRESS_RETURN_IF_ERROR(SyncDirectory(Path("blobs")));
+    OVPRESS_RETURN_IF_ERROR(Rename(path, target));
+    OVPRESS_RETURN_IF_ERROR(Step("blob_renamed"));
+    OVPRESS_RETURN_IF_ERROR(SyncDirectory(folder));
+    OVPRESS_RETURN_IF_ERROR(Step("blob_synced"));
+  } else {
+    ::unlink(path.c_str());
+  }
+  OVPRESS_RETURN_IF_ERROR(MakeDirectory(MarkerFolder(owner)));
+  OVPRESS_RETURN_IF_ERROR(SyncDirectory(Path("owners")));
+  OVPRESS_RETURN_IF_ERROR(
+      Open(MarkerFolder(owner) + "/" + FileName(ref), O_WRONLY | O_CREAT)
+          .status());
+  OVPRESS_RETURN_IF_ERROR(Step("marker_made"));
+  OVPRESS_RETURN_IF_ERROR(SyncDirectory(MarkerFolder(owner)));
+  OVPRESS_RETURN_IF_ERROR(Step("marker_synced"));
+  if (present == blobs_.end()) blob_bytes_ += ref.size_bytes;
+  BlobInfo& info = blobs_[ref];
+  info.owners.insert(owner);
+  if (pin) ++info.pins;
+  Use(ref, info);
+  if (options_.observer) options_.observer->OnBlobPublished(ref.size_bytes);
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::vector<BlobRef>> LocalBlobStore::FindMissing(
+    absl::string_view owner, std::span<const BlobRef> refs) {
+  for (const BlobRef& ref : refs) {
+    OVPRESS_RETURN_IF_ERROR(ValidateBlobRef(ref));
+  }
+  const std::string hash = Sha256Hex(owner);
+  std::vector<BlobRef> missing;
+  std::set<BlobRef> seen;
+  MutexLock lock(&mutex_);
+  for (const BlobRef& ref : refs) {
+    if (!seen.insert(ref).second || IsEmptyBlob(ref)) continue;
+    if (OwnerHas(hash, ref)) {
+      Use(ref, blobs_[ref]);
+    } else {
+      missing.push_back(ref);
+    }
+  }
+  return missing;
+}
+
+absl::StatusOr<std::unique_ptr<BlobPin>> LocalBlobStore::Pin(
+    absl::string_view owner, std::span<const BlobRef> refs) {
+  OVPRESS_ASSIGN_OR_RETURN(const std::vector<BlobRef> missing,
+                           FindMissing(owner, refs));
+  if (!missing.empty()) return MissingBlobsError(missing);
+  const std::string hash = Sha256Hex(owner);
+  std::vector<BlobRef> pinned;
+  MutexLock lock(&mutex_);
+  for (const BlobRef& ref : refs) {
+    if (IsEmptyBlob(ref)) continue;
+    if (!OwnerHas(hash, ref)) {  // evicted since
+      for (const BlobRef& taken : pinned) --blobs_[taken].pins;
+      return MissingBlobsError({ref});
+    }
+    ++blobs_[ref].pins;
+    pinned.push_back(ref);
+  }
+  return std::make_unique<PinImpl>(this, std::move(pinned));
+}
+
+absl::StatusOr<std::unique_ptr<ByteSource>> LocalBlobStore::OpenRead(
+    absl::string_view owner, const BlobRef& ref) {
+  if (IsEmptyBlob(ref)) return MakeMemorySource({});
+  absl::StatusOr<std::unique_ptr<BlobPin>> pin =
+      Pin(owner, std::span<const BlobRef>(&ref, 1));
+  if (absl::IsFailedPrecondition(pin.status())) {
+    return absl::NotFoundError(absl::StrCat("there is no ", BlobName(ref)));
+  }
+  OVPRESS_RETURN_IF_ERROR(pin.status());
+  const std::string path = BlobPath(ref);
+  OVPRESS_ASSIGN_OR_RETURN(Fd fd, Open(path, O_RDONLY));
+  return std::make_unique<Source>(std::move(fd), ref.size_bytes, path,
+                                  *std::move(pin));
+}
+
+absl::Status LocalBlobStore::Verify(const BlobRef& ref) {
+  if (IsEmptyBlob(ref)) return absl::OkStatus();
+  const std::string path = BlobPath(ref);
+  OVPRESS_ASSIGN_OR_RETURN(const Fd fd, Open(path, O_RDONLY));
+  Sha256Hasher hasher;
+  const absl::Status read =
+      HashPrefix(fd.get(), ref.size_bytes, path, &hasher);
+  if (read.ok() && hasher.FinishHex() == ref.sha256) return absl::OkStatus();
+  if (options_.observer) options_.observer->OnBlobCorrupt(ref);
+  MutexLock lock(&mutex_);
+  Rename(path, absl::StrCat(root_, "/corrupt/", FileName(ref))).IgnoreError();
+  Drop(ref);
+  return absl::DataLossError(absl::StrCat(
+      "stored ", BlobName(ref),
+      " does not have its digest any more; it was set aside, upload it again"));
+}
+
+absl::Status LocalBlobStore::Release(absl::string_view owner,
+                                     const BlobRef& ref) {
+  const std::string hash = Sha256Hex(owner);
+  MutexLock lock(&mutex_);
+  if (!OwnerHas(hash, ref)) return absl::OkStatus();
+  ::unlink((MarkerFolder(hash) + "/" + FileName(ref)).c_str());
+  BlobInfo& info = blobs_[ref];
+  info.owners.erase(hash);
+  if (info.owners.empty() && info.pins == 0) Drop(ref);
+  return absl::OkStatus();
+}
+
+// --- uploads ---
+
+absl::StatusOr<BlobStore::OpenedUpload> LocalBlobStore::OpenUpload(
+    absl::string_view owner, const UploadName& name) {
+  OVPRESS_RETURN_IF_ERROR(ValidateUploadUuid(name.uuid));
+  OVPRESS_RETURN_IF_ERROR(ValidateBlobRef(name.ref));
+  const StoreLimits& limits = options_.limits;
+  if (name.ref.size_bytes > limits.max_blob_bytes) {
+    return LimitError("the blob is too large",
+                      {.limit = "max_blob_bytes",
+                       .subject = "server",
+                       .limit_value = limits.max_blob_bytes,
+                       .requested = name.ref.size_bytes});
+  }
+  const std::string hash = Sha256Hex(owner);
+  const std::string key = absl::StrCat(hash, "-", name.uuid);
+  std::shared_ptr<Staged> staged;
+  bool is_new = false;
+  {
+    MutexLock lock(&mutex_);
+    if (IsEmptyBlob(name.ref)) return OpenedUpload{.already_exists = true};
+    const auto it = staged_.find(key);
+    if (it != staged_.end() && it->second->ref != name.ref) {
+      return absl::AlreadyExistsError(
+          absl::StrCat("upload ", name.uuid, " is already in use for ",
+                       BlobName(it->second->ref), "; choose another uuid"));
+    }
+    if (OwnerHas(hash, name.ref)) {
+      Use(name.ref, blobs_[name.ref]);
+      return OpenedUpload{.already_exists = true};
+    }
+    if (it != staged_.end()) {
+      staged = it->second;
+    } else {
+      int of_owner = 0;
+      for (const auto& [other, upload] : staged_) {
+        of_owner += upload->owner == hash;
+      }
+      const bool owner_full = of_owner >= limits.max_owner_uploads;
+      if (owner_full || staged_.size() >= static_cast<size_t>(limits.max_uploads)) {
+        return LimitError(
+            "too many unfinished uploads",
+            {.limit = owner_full ? "max_owner_uploads" : "max_uploads",
+             .subject = owner_full ? absl::StrCat("client:", owner) : "server",
+             .limit_value = static_cast<uint64_t>(
+                 owner_full ? limits.max_owner_uploads : limits.max_uploads),
+             .retry_after = absl::Seconds(30)});
+      }
+      OVPRESS_RETURN_IF_ERROR(MakeRoom(owner, hash, name.ref.size_bytes));
+      staged = std::make_shared<Staged>();
+      staged->key = key;
+      staged->owner = hash;
+      staged->ref = name.ref;
+      staged->folder = Path("uploads/" + key);
+      staged_[key] = staged;
+      staged_bytes_ += name.ref.size_bytes;
+      is_new = true;
+    }
+  }
+  const auto open = [&]() -> absl::StatusOr<OpenedUpload> {
+    MutexLock io(&staged->io);
+    const absl::Time now = Now();
+    if (staged->gone) return absl::AbortedError("the upload just ended");
+    if (staged->writer_alive &&
+        now - staged->last_use < limits.writer_takeover) {
+      return WithRetryAfter(
+          absl::AbortedError(absl::StrCat(
+              "another writer is at upload ", name.uuid, "; it gives way after ",
+              absl::FormatDuration(limits.writer_takeover), " of silence")),
+          limits.writer_takeover);
+    }
+    if (is_new) {
+      OVPRESS_RETURN_IF_ERROR(MakeDirectory(staged->folder));
+      const std::string record =
+          absl::StrCat(absl::Dec(0, absl::kZeroPad20), "\n", hash, "\n",
+                       BlobName(name.ref), "\n");
+      OVPRESS_ASSIGN_OR_RETURN(
+          const Fd made, Open(staged->folder + "/record", O_WRONLY | O_CREAT));
+      OVPRESS_RETURN_IF_ERROR(WriteAll(
+          made.get(), 0,
+          std::as_bytes(std::span(record.data(), record.size())), "record"));
+      OVPRESS_RETURN_IF_ERROR(SyncFile(made.get(), "record"));
+    }
+    const std::string path = staged->folder + "/data";
+    OVPRESS_ASSIGN_OR_RETURN(Fd data, Open(path, O_RDWR | O_CREAT));
+    OVPRESS_ASSIGN_OR_RETURN(Fd record,
+                             Open(staged->folder + "/record", O_WRONLY));
+    if (is_new) {
+      OVPRESS_RETURN_IF_ERROR(SyncDirectory(staged->folder));
+      OVPRESS_RETURN_IF_ERROR(SyncDirectory(Path("uploads")));
+    }
+    // What a writer that was taken over left beyond the durable part goes.
+    if (::ftruncate(data.get(), static_cast<off_t>(staged->durable)) != 0) {
+      return ErrnoToStatus(errno, absl::StrCat("truncating ", path));
+    }
+    staged_written_ -= staged->written - staged->durable;
+    staged->written = staged->durable;
+    Sha256Hasher hasher;
+    OVPRESS_RETURN_IF_ERROR(
+        HashPrefix(data.get(), staged->durable, path, &hasher));
+    if (staged->durable > 0 && options_.observer) {
+      options_.observer->OnUploadResumed();
+    }
+    staged->writer_alive = true;
+    staged->last_use = now;
+    OpenedUpload opened;
+    opened.writer = std::make_unique<Upload>(
+        this, staged, ++staged->generation, std::move(data), std::move(record),
+        staged->durable, std::move(hasher));
+    return opened;
+  };
+  absl::StatusOr<OpenedUpload> opened = open();
+  if (!opened.ok() && is_new) Forget(staged);
+  return opened;
+}
+
+void LocalBlobStore::Forget(const std::shared_ptr<Staged>& staged) {
+  RemoveTree(staged->folder);
+  MutexLock lock(&mutex_);
+  if (staged_.erase(staged->key) == 0) return;
+  staged_bytes_ -= staged->ref.size_bytes;
+  staged_written_ -= staged->written;
+}
+
+absl::StatusOr<UploadStatus> LocalBlobStore::QueryUpload(
+    absl::string_view owner, const UploadName& name) {
+  OVPRESS_RETURN_IF_ERROR(ValidateUploadUuid(name.uuid));
+  OVPRESS_RETURN_IF_ERROR(ValidateBlobRef(name.ref));
+  const std::string hash = Sha256Hex(owner);
+  std::shared_ptr<Staged> staged;
+  {
+    MutexLock lock(&mutex_);
+    if (IsEmptyBlob(name.ref) || OwnerHas(hash, name.ref)) {
+      return UploadStatus{.committed_bytes = name.ref.size_bytes,
+                          .complete = true};
+    }
+    const auto it = staged_.find(absl::StrCat(hash, "-", name.uuid));
+    if (it == staged_.end() || it->second->ref != name.ref) {
+      return absl::NotFoundError(
+          absl::StrCat("there is no upload ", FormatUploadName(name)));
+    }
+    staged = it->second;
+  }
+  MutexLock io(&staged->io);
+  return UploadStatus{.committed_bytes = staged->durable};
+}
+
+// --- outputs ---
+
+absl::StatusOr<std::unique_ptr<SpaceReservation>> LocalBlobStore::Reserve(
+    absl::string_view owner, uint64_t size_bytes) {
+  MutexLock lock(&mutex_);
+  OVPRESS_RETURN_IF_ERROR(MakeRoom(owner, Sha256Hex(owner), size_bytes));
+  reserved_bytes_ += size_bytes;
+  return std::make_unique<ReservationImpl>(this, size_bytes);
+}
+
+absl::StatusOr<std::unique_ptr<BlobWriter>> LocalBlobStore::CreateOutput(
+    absl::string_view owner, uint64_t size_bytes,
+    SpaceReservation* reservation) {
+  const std::string hash = Sha256Hex(owner);
+  const std::string path = TemporaryPath();
+  OVPRESS_ASSIGN_OR_RETURN(Fd fd, Open(path, O_RDWR | O_CREAT | O_EXCL));
+  {
+    MutexLock lock(&mutex_);
+    uint64_t drawn = 0;
+    if (auto* held = static_cast<ReservationImpl*>(reservation)) {
+      drawn = std::min<uint64_t>(size_bytes, held->left_);
+      held->left_ -= drawn;
+    }
+    const absl::Status room =
+        drawn == size_bytes ? absl::OkStatus()
+                            : MakeRoom(owner, hash, size_bytes - drawn);
+    if (!room.ok()) {
+      if (drawn > 0) static_cast<ReservationImpl*>(reservation)->left_ += drawn;
+      ::unlink(path.c_str());
+      return room;
+    }
+    reserved_bytes_ += size_bytes - drawn;
+  }
+  auto writer = std::make_unique<Writer>(this, std::move(fd), size_bytes, path,
+                                         hash);
+  return writer;
+}
+
+absl::StatusOr<std::unique_ptr<ScratchBlob>> LocalBlobStore::CreateScratch(
+    absl::string_view owner, uint64_t size_bytes) {
+  const std::string path = TemporaryPath();
+  OVPRESS_ASSIGN_OR_RETURN(Fd fd, Open(path, O_RDWR | O_CREAT | O_EXCL));
+  ::unlink(path.c_str());  // ends with the descriptor, whatever happens
+  {
+    MutexLock lock(&mutex_);
+    OVPRESS_RETURN_IF_ERROR(MakeRoom(owner, Sha256Hex(owner), size_bytes));
+    reserved_bytes_ += size_bytes;
+  }
+  return std::make_unique<Scratch>(this, std::move(fd), size_bytes, path);
+}
+
+// --- upkeep ---
+
+void LocalBlobStore::Sweep() {
+  const absl::Time now = Now();
+  std::vector<std::shared_ptr<Staged>> all;
+  {
+    MutexLock lock(&mutex_);
+    for (const auto& [key, staged] : staged_) all.push_back(staged);
+  }
+  for (const auto& staged : all) {
+    {
+      MutexLock io(&staged->io);
+      if (staged->gone || now - staged->last_use < options_.limits.upload_ttl) {
+        continue;
+      }
+      staged->gone = true;
+    }
+    Forget(staged);
+    if (options_.observer) options_.observer->OnUploadExpired();
+  }
+  MutexLock lock(&mutex_);
+  while (UsedBytes() > LimitBytes() && EvictOne(now)) {
+  }
+}
+
+BlobStoreStats LocalBlobStore::Stats() {
+  MutexLock lock(&mutex_);
+  BlobStoreStats stats;
+  stats.blob_bytes = blob_bytes_;
+  stats.blob_count = blobs_.size();
+  stats.staged_bytes = staged_bytes_;
+  stats.upload_count = staged_.size();
+  stats.reserved_bytes = reserved_bytes_;
+  for (const auto& [ref, info] : blobs_) {
+    if (info.pins > 0) stats.pinned_bytes += ref.size_bytes;
+  }
+  stats.limit_bytes = LimitBytes();
+  stats.evicted_bytes_total = evicted_bytes_;
+  return stats;
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<BlobStore>> OpenLocalBlobStore(
+    LocalBlobStoreOptions options, RecoveryReport* report) {
+  RecoveryReport ignored;
+  auto store = std::make_unique<LocalBlobStore>(std::move(options));
+  OVPRESS_RETURN_IF_ERROR(
+      store->Recover(report != nullptr ? report : &ignored));
+  return store;
+}
+
+absl::StatusOr<BlobWriter::Published> PublishBytes(
+    BlobStore* store, absl::string_view owner, absl::string_view bytes,
+    SpaceReservation* reservation) {
+  OVPRESS_ASSIGN_OR_RETURN(
+      const std::unique_ptr<BlobWriter> writer,
+      store->CreateOutput(owner, bytes.size(), reservation));
+  OVPRESS_RETURN_IF_ERROR(writer->WriteAt(
+      0, std::as_bytes(std::span(bytes.data(), bytes.size()))));
+  return writer->Publish();
+}
+
+absl::StatusOr<std::string> ReadBlob(BlobStore* store, absl::string_view owner,
+                                     const BlobRef& ref,
+                                     uint64_t limit_bytes) {
+  if (ref.size_bytes > limit_bytes) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat(BlobName(ref), " is larger than ", limit_bytes, " bytes"));
+  }
+  OVPRESS_ASSIGN_OR_RETURN(const std::unique_ptr<ByteSource> source,
+                           store->OpenRead(owner, ref));
+  std::string bytes(ref.size_bytes, '\0');
+  OVPRESS_RETURN_IF_ERROR(source->ReadAt(
+      0, std::as_writable_bytes(std::span(bytes.data(), bytes.size()))));
+  return bytes;
+}
+
+}  // namespace ovpress

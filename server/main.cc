@@ -1,0 +1,309 @@
+// ovpress-server: flags, wiring, signals. The work is in server/jobs and
+// server/rpc.
+#include <signal.h>
+
+#include <chrono>
+#include <filesystem>
+#include <fstream>
+#include <iostream>
+#include <string>
+#include <thread>
+
+#include "CLI/CLI.hpp"
+#include "absl/strings/str_cat.h"
+#include "core/base/status_macros.h"
+#include "grpcpp/ext/proto_server_reflection_plugin.h"
+#include "grpcpp/grpcpp.h"
+#include "grpcpp/health_check_service_interface.h"
+#include "grpcpp/resource_quota.h"
+#include "server/jobs/compression_runner.h"
+#include "server/jobs/fair_executor.h"
+#include "server/jobs/job_manager.h"
+#include "server/jobs/local_blob_store.h"
+#include "server/jobs/sqlite_job_store.h"
+#include "server/rpc/http_server.h"
+#include "server/rpc/metrics.h"
+#include "server/rpc/services.h"
+#include "spdlog/sinks/stdout_sinks.h"
+#include "spdlog/spdlog.h"
+
+namespace ovpress {
+namespace {
+
+constexpr char kServiceName[] = "ovpress.v1.WeightCompression";
+
+struct ServerFlags {
+  std::string listen = "127.0.0.1:8470";
+  std::string metrics = "127.0.0.1:8471";
+  std::string data_dir = "ovpress-data";
+  std::string log_format = "text";
+  std::string port_file;
+  double drain_seconds = 30;
+  double drain_delay_seconds = 0;
+  TransferLimits transfer;
+  StoreLimits store;
+  JobLimits jobs;
+  uint64_t network_memory_bytes = 256ull << 20;
+};
+
+// A duration flag, in seconds.
+void AddSeconds(CLI::App* app, const std::string& name, absl::Duration* value,
+                const std::string& help) {
+  app->add_option_function<double>(
+         name, [value](double seconds) { *value = absl::Seconds(seconds); },
+         help + " (seconds)")
+      ->check(CLI::PositiveNumber)
+      ->default_str(absl::StrCat(absl::ToDoubleSeconds(*value)))
+      ->group("Limits");
+}
+
+template <typename T>
+void AddLimit(CLI::App* app, const std::string& name, T* value,
+              const std::string& help) {
+  app->add_option(name, *value, help)->capture_default_str()->group("Limits");
+}
+
+// A size flag: 1048576, 64MiB, 2GB ...
+void AddBytes(CLI::App* app, const std::string& name, uint64_t* value,
+              const std::string& help) {
+  app->add_option(name, *value, help)
+      ->transform(CLI::AsSizeValue(false))
+      ->capture_default_str()
+      ->group("Limits");
+}
+
+void RegisterFlags(CLI::App* app, ServerFlags* flags) {
+  app->add_option("--listen", flags->listen,
+                  "Where gRPC listens, without TLS: keep it on loopback or in "
+                  "a network that you trust; port 0: any free one")
+      ->type_name("ADDR:PORT")
+      ->capture_default_str();
+  app->add_option("--metrics", flags->metrics,
+                  "Where /metrics, /healthz and /readyz are served by HTTP")
+      ->type_name("ADDR:PORT")
+      ->capture_default_str();
+  app->add_option("--data-dir", flags->data_dir,
+                  "Blobs, uploads and the job database; one server at a time")
+      ->type_name("DIR")
+      ->capture_default_str();
+  app->add_option("--log-format", flags->log_format, "text or json")
+      ->check(CLI::IsMember({"text", "json"}))
+      ->capture_default_str();
+  app->add_option("--port-file", flags->port_file,
+                  "Write the two ports here once all is ready");
+  app->add_option("--drain-seconds", flags->drain_seconds,
+                  "After SIGTERM: how long running jobs may go on; then they "
+                  "are handed back and run again after the next start")
+      ->capture_default_str();
+  app->add_option("--drain-delay-seconds", flags->drain_delay_seconds,
+                  "After SIGTERM: how long calls are still taken while health "
+                  "says NOT_SERVING, for load balancers to notice")
+      ->capture_default_str();
+  JobLimits& jobs = flags->jobs;
+  StoreLimits& store = flags->store;
+  TransferLimits& transfer = flags->transfer;
+  AddLimit(app, "--threads", &jobs.threads,
+           "Threads that compute, for all jobs together; 0: all");
+  AddLimit(app, "--max-running", &jobs.max_running, "Jobs at a time");
+  AddLimit(app, "--max-running-per-owner", &jobs.max_running_per_owner,
+           "Jobs of one client at a time; 0: no limit");
+  AddLimit(app, "--max-queued", &jobs.max_queued, "Jobs that wait");
+  AddLimit(app, "--max-queued-per-owner", &jobs.max_queued_per_owner,
+           "Jobs of one client that wait");
+  AddLimit(app, "--max-streams", &jobs.max_streams,
+           "CompressStream calls at a time");
+  AddBytes(app, "--total-memory-bytes", &jobs.total_memory_bytes,
+           "Working memory of all running jobs together");
+  AddBytes(app, "--default-job-memory-bytes", &jobs.default_job_memory_bytes,
+           "Working memory of a job that does not say");
+  AddBytes(app, "--network-memory-bytes", &flags->network_memory_bytes,
+           "Buffers that gRPC may hold (soft)");
+  AddBytes(app, "--max-xml-bytes", &jobs.max_xml_bytes, "Largest .xml");
+  AddBytes(app, "--max-blob-bytes", &store.max_blob_bytes, "Largest blob");
+  AddBytes(app, "--max-store-bytes", &store.max_store_bytes,
+           "Blobs, uploads and results together; 0: what the disk has");
+  AddBytes(app, "--max-owner-bytes", &store.max_owner_bytes,
+           "The same for one client; 0: no limit");
+  AddBytes(app, "--min-free-bytes", &store.min_free_bytes,
+           "Disk that stays free whatever happens");
+  AddLimit(app, "--max-uploads", &store.max_uploads, "Unfinished uploads");
+  AddLimit(app, "--max-owner-uploads", &store.max_owner_uploads,
+           "Unfinished uploads of one client");
+  AddLimit(app, "--max-transfers", &transfer.max_transfers,
+           "Uploads, downloads and streams at a time");
+  AddLimit(app, "--max-transfers-per-owner",
+           &transfer.max_transfers_per_owner, "The same for one client");
+  AddSeconds(app, "--idle-timeout", &transfer.idle_timeout,
+             "A transfer that moved no byte for so long is ended");
+  AddSeconds(app, "--upload-ttl", &store.upload_ttl,
+             "An upload without any byte for so long is forgotten");
+  AddSeconds(app, "--min-blob-age", &store.min_blob_age,
+             "A blob used within this time is not evicted");
+  AddSeconds(app, "--max-run-time", &jobs.max_run_time,
+             "Longest run of a job");
+  AddSeconds(app, "--default-result-ttl", &jobs.default_result_ttl,
+             "How long finished jobs are kept");
+  AddSeconds(app, "--max-result-ttl", &jobs.max_result_ttl,
+             "Longest that a client may ask for");
+  AddSeconds(app, "--sweep-interval", &jobs.sweep_interval,
+             "Between two clean-ups");
+}
+
+void SetUpLog(const std::string& format) {
+  spdlog::set_default_logger(std::make_shared<spdlog::logger>(
+      "ovpress", std::make_shared<spdlog::sinks::stderr_sink_mt>()));
+  // Messages are made by us and quote foreign text only escaped.
+  spdlog::set_pattern(format == "json"
+                          ? R"({"time":"%Y-%m-%dT%H:%M:%S.%e%z","level":"%l","message":"%v"})"
+                          : "%Y-%m-%dT%H:%M:%S.%e%z %l %v");
+  spdlog::flush_on(spdlog::level::info);
+}
+
+absl::Status Serve(const ServerFlags& flags) {
+  // Before any thread is made, so that all of them inherit the mask.
+  sigset_t signals;
+  sigemptyset(&signals);
+  for (const int signal : {SIGTERM, SIGINT, SIGHUP}) {
+    sigaddset(&signals, signal);
+  }
+  pthread_sigmask(SIG_BLOCK, &signals, nullptr);
+  signal(SIGPIPE, SIG_IGN);
+
+  SystemClock clock;
+  const std::unique_ptr<Metrics> metrics = Metrics::Create();
+  std::error_code error;
+  std::filesystem::create_directories(flags.data_dir, error);
+  RecoveryReport recovered;
+  OVPRESS_ASSIGN_OR_RETURN(
+      const std::unique_ptr<BlobStore> blobs,
+      OpenLocalBlobStore({.directory = flags.data_dir + "/store",
+                          .limits = flags.store,
+                          .clock = &clock,
+                          .observer = metrics.get()},
+                         &recovered));
+  spdlog::info(
+      "store {}: {} blobs of {} bytes, {} uploads to resume, {} leftovers "
+      "removed, {} damaged blobs set aside",
+      flags.data_dir, recovered.blobs, recovered.blob_bytes,
+      recovered.uploads_resumable, recovered.orphans_removed,
+      recovered.corrupt_blobs);
+  OVPRESS_ASSIGN_OR_RETURN(
+      const std::unique_ptr<JobStore> store,
+      OpenSqliteJobStore({.path = flags.data_dir + "/jobs.sqlite"}));
+  const std::unique_ptr<FairExecutor> executor =
+      FairExecutor::Create({.threads = flags.jobs.threads});
+  const std::unique_ptr<JobRunner> runner = MakeCompressionRunner(flags.jobs);
+  OVPRESS_ASSIGN_OR_RETURN(const std::unique_ptr<JobManager> manager,
+                           JobManager::Create({.limits = flags.jobs,
+                                               .jobs = store.get(),
+                                               .blobs = blobs.get(),
+                                               .runner = runner.get(),
+                                               .executor = executor.get(),
+                                               .clock = &clock,
+                                               .observer = metrics.get()}));
+
+  grpc::EnableDefaultHealthCheckService(true);
+  grpc::reflection::InitProtoReflectionServerBuilderPlugin();
+  const std::unique_ptr<RpcServices> services =
+      RpcServices::Create({.transfer = flags.transfer,
+                           .store = flags.store,
+                           .jobs = flags.jobs,
+                           .manager = manager.get(),
+                           .blobs = blobs.get(),
+                           .metrics = metrics.get()});
+  grpc::ServerBuilder builder;
+  int port = 0;
+  builder.AddListeningPort(flags.listen, grpc::InsecureServerCredentials(),
+                           &port);
+  grpc::ResourceQuota quota("ovpress");
+  quota.Resize(flags.network_memory_bytes);
+  builder.SetResourceQuota(quota);
+  // The pair of the client's: one ping a minute (client/lib/channel.cc).
+  builder.AddChannelArgument(
+      GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 30'000);
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, 120'000);
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 20'000);
+  builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
+  services->Register(&builder);
+  const std::unique_ptr<grpc::Server> server = builder.BuildAndStart();
+  if (server == nullptr || port == 0) {
+    return absl::UnavailableError(
+        absl::StrCat("cannot listen on ", flags.listen));
+  }
+  grpc::HealthCheckServiceInterface* const health =
+      server->GetHealthCheckService();
+  health->SetServingStatus(kServiceName, true);
+
+  std::atomic<bool> ready{true};
+  OVPRESS_ASSIGN_OR_RETURN(
+      const std::unique_ptr<HttpServer> pages,
+      HttpServer::Start(
+          flags.metrics,
+          {{"/metrics",
+            [&] {
+              return HttpPage{
+                  .text = metrics->Page(manager.get(), blobs.get())};
+            }},
+           {"/healthz", [] { return HttpPage{.text = "ok\n"}; }},
+           {"/readyz", [&ready] {
+              return ready ? HttpPage{.text = "ready\n"}
+                           : HttpPage{.code = 503, .text = "draining\n"};
+            }}}));
+  spdlog::info("ovpress {} serves gRPC on {} (port {}), metrics on port {}",
+               std::string(EngineVersion()), flags.listen, port,
+               pages->port());
+  if (!flags.port_file.empty()) {
+    // Renamed into place: who sees it sees all of it.
+    const std::string temporary = flags.port_file + ".tmp";
+    std::ofstream(temporary) << port << "\n" << pages->port() << "\n";
+    std::filesystem::rename(temporary, flags.port_file, error);
+  }
+
+  int caught = 0;
+  do {
+    sigwait(&signals, &caught);
+    if (caught == SIGHUP) {
+      spdlog::info("SIGHUP: nothing to load anew without TLS and tokens");
+    }
+  } while (caught == SIGHUP);
+
+  spdlog::info("{}: draining", caught == SIGTERM ? "SIGTERM" : "SIGINT");
+  ready = false;
+  health->SetServingStatus(false);
+  std::this_thread::sleep_for(
+      std::chrono::duration<double>(flags.drain_delay_seconds));
+  const DrainReport drained =
+      manager->Drain(absl::Seconds(flags.drain_seconds));
+  // Watchers and transfers that are still open end with UNAVAILABLE or
+  // CANCELLED; both resume.
+  server->Shutdown(std::chrono::system_clock::now() + std::chrono::seconds(2));
+  server->Wait();
+  spdlog::info("drained: {} jobs finished, {} handed back, {} wait",
+               drained.finished, drained.requeued, drained.queued);
+  return absl::OkStatus();
+}
+
+int Main(int argc, char** argv) {
+  CLI::App app{
+      "ovpress-server compresses OpenVINO IR models for others: gRPC jobs over "
+      "one thread pool, with a store that survives restarts.",
+      "ovpress-server"};
+  app.set_version_flag("--version",
+                       absl::StrCat("ovpress ", std::string(EngineVersion())));
+  app.get_formatter()->column_width(34);
+  app.allow_config_extras(false);
+  app.set_config("--config", "", "Read flags from a file: one name=value per line");
+  ServerFlags flags;
+  RegisterFlags(&app, &flags);
+  CLI11_PARSE(app, argc, argv);
+  SetUpLog(flags.log_format);
+  const absl::Status status = Serve(flags);
+  if (status.ok()) return 0;
+  std::cerr << "ovpress-server: " << status.message() << "\n";
+  return 1;
+}
+
+}  // namespace
+}  // namespace ovpress
+
+int main(int argc, char** argv) { return ovpress::Main(argc, argv); }
