@@ -752,14 +752,7 @@ absl::Status WeightCompressionService::DoStream(grpc::ServerContext* context,
   };
   std::thread sender([&] {
     state.sender_status = send_all();
-    if (!state.sender_status.ok()) {
-      state.stop = true;
-      // Ends a Read that waits for more input.
-      if (!context->IsCancelled() &&
-          state.sender_status.code() == absl::StatusCode::kCancelled) {
-        context->TryCancel();
-      }
-    }
+    if (!state.sender_status.ok()) state.stop = true;
   });
   absl::Status received;
   Sha256Hasher hasher;

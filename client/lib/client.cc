@@ -1,0 +1,405 @@
+#include "client/lib/client.h"
+
+#include <openssl/evp.h>
+
+#include <algorithm>
+#include <random>
+#include <thread>
+#include <utility>
+
+#include "absl/strings/escaping.h"
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "core/base/status_macros.h"
+#include "google/bytestream/bytestream.grpc.pb.h"
+#include "google/longrunning/operations.grpc.pb.h"
+#include "grpcpp/grpcpp.h"
+#include "ovpress/v1/compression.grpc.pb.h"
+
+namespace ovpress {
+namespace {
+
+namespace bs = google::bytestream;
+namespace lro = google::longrunning;
+
+constexpr uint64_t kChunkBytes = 1 << 20;
+constexpr absl::Duration kUnaryDeadline = absl::Seconds(60);
+constexpr absl::Duration kFirstBackoff = absl::Milliseconds(100);
+constexpr absl::Duration kLongestBackoff = absl::Seconds(5);
+// A stream without any message for so long is taken for dead.
+constexpr absl::Duration kIdle = absl::Minutes(2);
+
+absl::Status ToAbsl(const grpc::Status& status) {
+  return absl::Status(static_cast<absl::StatusCode>(status.error_code()),
+                      status.error_message());
+}
+
+std::string RandomId() {
+  std::random_device random;
+  return absl::StrCat(absl::Hex(random(), absl::kZeroPad8), "-",
+                      absl::Hex(random(), absl::kZeroPad8), "-",
+                      absl::Hex(random(), absl::kZeroPad8));
+}
+
+class Sha256 {
+ public:
+  Sha256() { EVP_DigestInit_ex(context_.get(), EVP_sha256(), nullptr); }
+  void Update(const std::string& bytes) {
+    EVP_DigestUpdate(context_.get(), bytes.data(), bytes.size());
+  }
+  std::string Hex() {
+    unsigned char digest[EVP_MAX_MD_SIZE];
+    unsigned int length = 0;
+    EVP_DigestFinal_ex(context_.get(), digest, &length);
+    return absl::BytesToHexString(
+        absl::string_view(reinterpret_cast<char*>(digest), length));
+  }
+
+ private:
+  std::unique_ptr<EVP_MD_CTX, void (*)(EVP_MD_CTX*)> context_{EVP_MD_CTX_new(),
+                                                              EVP_MD_CTX_free};
+};
+
+absl::Status ReadChunk(ByteSource& bytes, uint64_t at, std::string* chunk) {
+  chunk->resize(std::min(kChunkBytes, bytes.size_bytes() - at));
+  return bytes.ReadAt(
+      at, std::as_writable_bytes(std::span(chunk->data(), chunk->size())));
+}
+
+class ClientImpl final : public Client {
+ public:
+  explicit ClientImpl(ClientOptions options) : options_(std::move(options)) {
+    grpc::ChannelArguments arguments;
+    // The pair of the server's limits (server/main.cc): no GOAWAY for pings.
+    arguments.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, 60'000);
+    arguments.SetInt(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 20'000);
+    arguments.SetInt(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0);
+    // gRPC's own retries give up on streams beyond 256 KiB; ours resume.
+    arguments.SetInt(GRPC_ARG_ENABLE_RETRIES, 0);
+    arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 100);
+    arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 100);
+    arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 2'000);
+    const auto channel = grpc::CreateCustomChannel(
+        options_.server, grpc::InsecureChannelCredentials(), arguments);
+    bytes_ = bs::ByteStream::NewStub(channel);
+    operations_ = lro::Operations::NewStub(channel);
+    compression_ = v1::WeightCompression::NewStub(channel);
+  }
+
+  absl::StatusOr<v1::Blob> Upload(ByteSource& bytes,
+                                  const TransferProgress& progress) override {
+    const uint64_t size = bytes.size_bytes();
+    Sha256 hash;
+    std::string chunk;
+    for (uint64_t at = 0; at < size; at += chunk.size()) {
+      if (Stopped()) return absl::CancelledError("interrupted");
+      OVPRESS_RETURN_IF_ERROR(ReadChunk(bytes, at, &chunk));
+      hash.Update(chunk);
+    }
+    v1::Blob blob;
+    blob.set_sha256(hash.Hex());
+    blob.set_size_bytes(static_cast<int64_t>(size));
+    v1::FindMissingBlobsRequest find;
+    *find.add_blobs() = blob;
+    OVPRESS_ASSIGN_OR_RETURN(
+        const v1::FindMissingBlobsResponse missing,
+        Unary<v1::FindMissingBlobsResponse>(
+            [&](grpc::ClientContext* context, auto* response) {
+              return compression_->FindMissingBlobs(context, find, response);
+            }));
+    if (missing.missing_blobs().empty()) {
+      progress(size, size);
+      return blob;
+    }
+    const std::string name =
+        absl::StrCat("uploads/", RandomId(), "/blobs/", blob.sha256(), "/", size);
+    uint64_t best = 0;
+    OVPRESS_RETURN_IF_ERROR(Retry([&](Attempt& attempt) -> absl::Status {
+      uint64_t at = 0;
+      if (attempt.number > 0) {
+        OVPRESS_ASSIGN_OR_RETURN(at, Committed(name));
+        if (at > best) attempt.progressed = true;
+        best = std::max(best, at);
+      }
+      return WriteFrom(name, bytes, at, progress);
+    }));
+    return blob;
+  }
+
+  absl::StatusOr<lro::Operation> Submit(
+      const v1::CompressModelRequest& request) override {
+    v1::CompressModelRequest sent = request;
+    // With an id a repeated call is the same job.
+    if (sent.request_id().empty()) sent.set_request_id(RandomId());
+    return Unary<lro::Operation>(
+        [&](grpc::ClientContext* context, auto* response) {
+          return compression_->CompressModel(context, sent, response);
+        });
+  }
+
+  absl::StatusOr<lro::Operation> Get(const std::string& name) override {
+    lro::GetOperationRequest request;
+    request.set_name(name);
+    return Unary<lro::Operation>(
+        [&](grpc::ClientContext* context, auto* response) {
+          return operations_->GetOperation(context, request, response);
+        });
+  }
+
+  absl::StatusOr<lro::ListOperationsResponse> List(
+      const lro::ListOperationsRequest& request) override {
+    return Unary<lro::ListOperationsResponse>(
+        [&](grpc::ClientContext* context, auto* response) {
+          return operations_->ListOperations(context, request, response);
+        });
+  }
+
+  absl::Status Cancel(const std::string& name) override {
+    lro::CancelOperationRequest request;
+    request.set_name(name);
+    grpc::ClientContext context;
+    context.set_deadline(absl::ToChronoTime(absl::Now() + absl::Seconds(10)));
+    google::protobuf::Empty empty;
+    return ToAbsl(operations_->CancelOperation(&context, request, &empty));
+  }
+
+  absl::StatusOr<lro::Operation> Watch(
+      const std::string& name, const OperationProgress& progress) override {
+    v1::WatchOperationRequest request;
+    request.set_name(name);
+    lro::Operation last;
+    OVPRESS_RETURN_IF_ERROR(Retry([&](Attempt& attempt) -> absl::Status {
+      grpc::ClientContext context;
+      Guard guard(this, &context);
+      const auto reader = compression_->WatchOperation(&context, request);
+      while (reader->Read(&last)) {
+        attempt.progressed = true;
+        guard.Touch();
+        v1::CompressModelMetadata metadata;
+        if (last.metadata().UnpackTo(&metadata)) progress(metadata);
+      }
+      const absl::Status status = ToAbsl(reader->Finish());
+      if (last.done()) return absl::OkStatus();
+      if (status.ok() || guard.idle()) {
+        return absl::UnavailableError("the watch ended before the job");
+      }
+      return status;
+    }));
+    return last;
+  }
+
+  absl::Status Download(const v1::Blob& blob, ByteSink& out,
+                        const TransferProgress& progress) override {
+    const auto size = static_cast<uint64_t>(blob.size_bytes());
+    uint64_t at = 0;
+    Sha256 hash;
+    OVPRESS_RETURN_IF_ERROR(Retry([&](Attempt& attempt) -> absl::Status {
+      bs::ReadRequest request;
+      request.set_resource_name(
+          absl::StrCat("blobs/", blob.sha256(), "/", size));
+      request.set_read_offset(static_cast<int64_t>(at));
+      grpc::ClientContext context;
+      Guard guard(this, &context);
+      const auto reader = bytes_->Read(&context, request);
+      bs::ReadResponse response;
+      while (reader->Read(&response)) {
+        guard.Touch();
+        attempt.progressed = true;
+        const std::string& data = response.data();
+        if (data.size() > size - at) {
+          return absl::DataLossError("the server sent more than the blob has");
+        }
+        OVPRESS_RETURN_IF_ERROR(out.WriteAt(
+            at, std::as_bytes(std::span(data.data(), data.size()))));
+        hash.Update(data);
+        at += data.size();
+        progress(at, size);
+      }
+      const absl::Status status = ToAbsl(reader->Finish());
+      if (at == size) return absl::OkStatus();
+      if (status.ok() || guard.idle()) {
+        return absl::UnavailableError("the download ended early");
+      }
+      return status;
+    }));
+    if (hash.Hex() != blob.sha256()) {
+      return absl::DataLossError(
+          absl::StrCat("the bytes received are not those of ", blob.sha256()));
+    }
+    return absl::OkStatus();
+  }
+
+  absl::Status Health() override {
+    // A call of our own service says more than a port that answers.
+    grpc::ClientContext context;
+    context.set_deadline(absl::ToChronoTime(absl::Now() + absl::Seconds(5)));
+    v1::GetCapabilitiesResponse response;
+    return ToAbsl(compression_->GetCapabilities(
+        &context, v1::GetCapabilitiesRequest(), &response));
+  }
+
+ private:
+  struct Attempt {
+    int number = 0;
+    bool progressed = false;
+  };
+
+  bool Stopped() const {
+    return options_.stop != nullptr && options_.stop->load();
+  }
+
+  // Cancels a stream when the caller stops or nothing moves.
+  class Guard {
+   public:
+    Guard(const ClientImpl* client, grpc::ClientContext* context)
+        : client_(client), context_(context), thread_([this] { Watch(); }) {
+      Touch();
+    }
+    ~Guard() {
+      done_ = true;
+      thread_.join();
+    }
+    void Touch() { last_ = absl::ToUnixMillis(absl::Now()); }
+    bool idle() const { return idle_; }
+
+   private:
+    void Watch() {
+      while (!done_) {
+        std::this_thread::sleep_for(std::chrono::milliseconds(20));
+        const int64_t last = last_;
+        if (last > 0 && absl::Now() - absl::FromUnixMillis(last) > kIdle) {
+          idle_ = true;
+        }
+        if (client_->Stopped() || idle_) {
+          context_->TryCancel();
+          return;
+        }
+      }
+    }
+    const ClientImpl* const client_;
+    grpc::ClientContext* const context_;
+    std::atomic<int64_t> last_{0};
+    std::atomic<bool> done_{false};
+    std::atomic<bool> idle_{false};
+    std::thread thread_;
+  };
+
+  // What a later attempt may mend: the server is away, drains, is full for the
+  // moment, or another writer (our own broken one) is still there.
+  static bool IsPassing(const absl::Status& status) {
+    return absl::IsUnavailable(status) || absl::IsResourceExhausted(status) ||
+           absl::IsAborted(status) || absl::IsDeadlineExceeded(status) ||
+           absl::IsOutOfRange(status) || absl::IsCancelled(status);
+  }
+
+  absl::Status Retry(const std::function<absl::Status(Attempt&)>& body) {
+    absl::Time give_up = absl::Now() + options_.retry_for;
+    absl::Duration backoff = kFirstBackoff;
+    Attempt attempt;
+    while (true) {
+      attempt.progressed = false;
+      const absl::Status status = body(attempt);
+      if (Stopped()) return absl::CancelledError("interrupted");
+      if (status.ok() || !IsPassing(status)) return status;
+      if (attempt.progressed) {
+        give_up = absl::Now() + options_.retry_for;
+        backoff = kFirstBackoff;
+      }
+      if (absl::Now() + backoff > give_up) return status;
+      for (absl::Time until = absl::Now() + backoff;
+           absl::Now() < until && !Stopped();) {
+        std::this_thread::sleep_for(std::chrono::milliseconds(10));
+      }
+      backoff = std::min(2 * backoff, kLongestBackoff);
+      ++attempt.number;
+    }
+  }
+
+  template <typename Response, typename CallFunction>
+  absl::StatusOr<Response> Unary(CallFunction call) {
+    Response response;
+    OVPRESS_RETURN_IF_ERROR(Retry([&](Attempt&) {
+      grpc::ClientContext context;
+      context.set_deadline(absl::ToChronoTime(absl::Now() + kUnaryDeadline));
+      Guard guard(this, &context);
+      return ToAbsl(call(&context, &response));
+    }));
+    return response;
+  }
+
+  absl::StatusOr<uint64_t> Committed(const std::string& name) {
+    bs::QueryWriteStatusRequest request;
+    request.set_resource_name(name);
+    grpc::ClientContext context;
+    context.set_deadline(absl::ToChronoTime(absl::Now() + kUnaryDeadline));
+    bs::QueryWriteStatusResponse response;
+    const absl::Status status =
+        ToAbsl(bytes_->QueryWriteStatus(&context, request, &response));
+    if (absl::IsNotFound(status)) return 0;
+    OVPRESS_RETURN_IF_ERROR(status);
+    return static_cast<uint64_t>(response.committed_size());
+  }
+
+  absl::Status WriteFrom(const std::string& name, ByteSource& bytes,
+                         uint64_t at, const TransferProgress& progress) {
+    const uint64_t size = bytes.size_bytes();
+    grpc::ClientContext context;
+    Guard guard(this, &context);
+    bs::WriteResponse response;
+    const auto writer = bytes_->Write(&context, &response);
+    bs::WriteRequest request;
+    request.set_resource_name(name);
+    bool open = true;
+    do {
+      OVPRESS_RETURN_IF_ERROR(
+          ReadChunk(bytes, at, request.mutable_data()));
+      request.set_write_offset(static_cast<int64_t>(at));
+      at += request.data().size();
+      request.set_finish_write(at == size);
+      open = writer->Write(request);
+      request.clear_resource_name();
+      guard.Touch();
+      progress(at, size);
+    } while (open && at < size);
+    // An early OK closes the stream before all was sent.
+    writer->WritesDone();
+    OVPRESS_RETURN_IF_ERROR(ToAbsl(writer->Finish()));
+    if (static_cast<uint64_t>(response.committed_size()) != size) {
+      return absl::UnavailableError(absl::StrCat(
+          "the server took ", response.committed_size(), " of ", size,
+          " bytes"));
+    }
+    return absl::OkStatus();
+  }
+
+  const ClientOptions options_;
+  std::unique_ptr<bs::ByteStream::Stub> bytes_;
+  std::unique_ptr<lro::Operations::Stub> operations_;
+  std::unique_ptr<v1::WeightCompression::Stub> compression_;
+};
+
+}  // namespace
+
+std::unique_ptr<Client> Client::Create(ClientOptions options) {
+  return std::make_unique<ClientImpl>(std::move(options));
+}
+
+absl::StatusOr<v1::CompressModelResponse> ResultOf(
+    const lro::Operation& operation) {
+  if (!operation.done()) {
+    return absl::FailedPreconditionError(
+        absl::StrCat(operation.name(), " is not done"));
+  }
+  if (operation.has_error()) {
+    return absl::Status(
+        static_cast<absl::StatusCode>(operation.error().code()),
+        operation.error().message());
+  }
+  v1::CompressModelResponse response;
+  if (!operation.response().UnpackTo(&response)) {
+    return absl::InternalError("the response is of an unknown type");
+  }
+  return response;
+}
+
+}  // namespace ovpress

@@ -1,0 +1,69 @@
+// The client library: uploads that resume, jobs, downloads that are checked.
+// Calls block; each has its own retry loop with backoff for servers that go
+// away and come back.
+#ifndef OVPRESS_CLIENT_LIB_CLIENT_H_
+#define OVPRESS_CLIENT_LIB_CLIENT_H_
+
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "core/base/io.h"
+#include "google/longrunning/operations.pb.h"
+#include "ovpress/v1/compression.pb.h"
+
+namespace ovpress {
+
+struct ClientOptions {
+  std::string server;  // HOST:PORT
+  // How long a call goes on trying without any progress.
+  absl::Duration retry_for = absl::Minutes(2);
+  // Set: calls return kCancelled soon. The job on the server goes on.
+  const std::atomic<bool>* stop = nullptr;
+};
+
+// Thread-safe. Errors carry the server's code and message; kUnavailable after
+// retry_for without progress.
+class Client {
+ public:
+  using TransferProgress = std::function<void(uint64_t done, uint64_t total)>;
+  using OperationProgress =
+      std::function<void(const v1::CompressModelMetadata&)>;
+
+  static std::unique_ptr<Client> Create(ClientOptions options);
+  virtual ~Client() = default;
+
+  // Hashes the bytes, asks whether the server lacks them and sends them; goes
+  // on where the server has them after a break, also over its restart.
+  virtual absl::StatusOr<v1::Blob> Upload(ByteSource& bytes,
+                                          const TransferProgress& progress) = 0;
+  virtual absl::StatusOr<google::longrunning::Operation> Submit(
+      const v1::CompressModelRequest& request) = 0;
+  virtual absl::StatusOr<google::longrunning::Operation> Get(
+      const std::string& name) = 0;
+  virtual absl::StatusOr<google::longrunning::ListOperationsResponse> List(
+      const google::longrunning::ListOperationsRequest& request) = 0;
+  virtual absl::Status Cancel(const std::string& name) = 0;
+  // Until the job is done; attaches again after breaks.
+  virtual absl::StatusOr<google::longrunning::Operation> Watch(
+      const std::string& name, const OperationProgress& progress) = 0;
+  // Writes the blob and checks its digest: kDataLoss if it differs.
+  virtual absl::Status Download(const v1::Blob& blob, ByteSink& out,
+                                const TransferProgress& progress) = 0;
+  // kUnavailable unless the server says SERVING.
+  virtual absl::Status Health() = 0;
+};
+
+// The response of a finished operation, or its error.
+absl::StatusOr<v1::CompressModelResponse> ResultOf(
+    const google::longrunning::Operation& operation);
+
+}  // namespace ovpress
+
+#endif  // OVPRESS_CLIENT_LIB_CLIENT_H_
