@@ -1,0 +1,401 @@
+// Blobs, stored jobs, scheduling and the job manager, without any network.
+#include <sqlite3.h>
+#include <stdlib.h>
+
+#include <atomic>
+#include <filesystem>
+#include <fstream>
+#include <limits>
+#include <thread>
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "server/jobs/errors.h"
+#include "server/jobs/fair_executor.h"
+#include "server/jobs/job_manager.h"
+#include "server/jobs/local_blob_store.h"
+#include "server/jobs/options_json.h"
+#include "server/jobs/scheduler.h"
+#include "server/jobs/sqlite_job_store.h"
+
+namespace ovpress {
+namespace {
+
+namespace fs = std::filesystem;
+using testing::HasSubstr;
+
+std::span<const std::byte> Bytes(const std::string& text) {
+  return std::as_bytes(std::span(text.data(), text.size()));
+}
+
+class JobsTest : public testing::Test {
+ protected:
+  JobsTest() {
+    std::string pattern = fs::temp_directory_path() / "jobs_test_XXXXXX";
+    folder_ = ::mkdtemp(pattern.data());
+    limits_.min_free_bytes = 0;
+  }
+  ~JobsTest() override { fs::remove_all(folder_); }
+
+  std::unique_ptr<BlobStore> OpenBlobs() {
+    LocalBlobStoreOptions options;
+    options.directory = folder_ + "/store";
+    options.limits = limits_;
+    options.clock = &clock_;
+    options.crash_point = crash_point_;
+    auto store = OpenLocalBlobStore(options, &report_);
+    EXPECT_TRUE(store.ok()) << store.status();
+    return *std::move(store);
+  }
+  static absl::Status Upload(BlobStore& store, const std::string& owner,
+                             const std::string& bytes,
+                             const std::string& uuid = "u") {
+    auto upload =
+        store.OpenUpload(owner, {.uuid = uuid, .ref = BlobRefOf(bytes)});
+    if (!upload.ok() || upload->already_exists) return upload.status();
+    // After a crash it goes on where the durable bytes end.
+    const uint64_t at = upload->writer->next_offset();
+    const absl::Status status =
+        upload->writer->Append(at, Bytes(bytes).subspan(at));
+    return status.ok() ? upload->writer->Finish() : status;
+  }
+  static bool Has(BlobStore& store, const std::string& owner,
+                  const std::string& bytes) {
+    const BlobRef ref = BlobRefOf(bytes);
+    return store.FindMissing(owner, std::span(&ref, 1))->empty();
+  }
+
+  std::string folder_;
+  FakeClock clock_;
+  StoreLimits limits_;
+  RecoveryReport report_;
+  std::function<absl::Status(absl::string_view)> crash_point_;
+};
+
+TEST_F(JobsTest, KnowingADigestGivesNothing) {
+  auto store = OpenBlobs();
+  ASSERT_TRUE(Upload(*store, "alice", "secret").ok());
+  EXPECT_TRUE(Has(*store, "alice", "secret"));
+  EXPECT_FALSE(Has(*store, "bob", "secret"));
+  EXPECT_EQ(store->OpenRead("bob", BlobRefOf("secret")).status().code(),
+            absl::StatusCode::kNotFound);
+  ASSERT_TRUE(Upload(*store, "bob", "secret").ok());
+  EXPECT_EQ(store->Stats().blob_count, 1u);
+  ASSERT_TRUE(store->Release("alice", BlobRefOf("secret")).ok());
+  EXPECT_TRUE(Has(*store, "bob", "secret"));
+  ASSERT_TRUE(store->Release("bob", BlobRefOf("secret")).ok());
+  EXPECT_EQ(store->Stats().blob_bytes, 0u);
+}
+
+TEST_F(JobsTest, EvictsTheLeastRecentlyUsedButNothingPinned) {
+  limits_.max_store_bytes = 250;
+  auto store = OpenBlobs();
+  const std::string a(100, 'a');
+  const std::string b(100, 'b');
+  const std::string c(100, 'c');
+  ASSERT_TRUE(Upload(*store, "o", a).ok());
+  clock_.Advance(absl::Minutes(1));
+  ASSERT_TRUE(Upload(*store, "o", b).ok());
+  // Both are young: nothing may go.
+  EXPECT_EQ(Upload(*store, "o", c).code(),
+            absl::StatusCode::kResourceExhausted);
+  clock_.Advance(absl::Hours(1));
+  const BlobRef ref = BlobRefOf(a);
+  auto pin = store->Pin("o", std::span(&ref, 1));
+  ASSERT_TRUE(pin.ok());
+  ASSERT_TRUE(Upload(*store, "o", c).ok());
+  EXPECT_TRUE(Has(*store, "o", a));
+  EXPECT_FALSE(Has(*store, "o", b));
+  const absl::Status never = Upload(*store, "o", std::string(251, 'd'));
+  EXPECT_EQ(never.code(), absl::StatusCode::kInvalidArgument) << never;
+  EXPECT_EQ(GetLimitDetails(never)->limit, "max_store_bytes");
+}
+
+TEST_F(JobsTest, ACrashAtAnyStepLosesNothingAcknowledged) {
+  const std::string bytes(1000, 'x');
+  for (const std::string step :
+       {"upload_synced", "blob_renamed", "blob_synced", "marker_made",
+        "marker_synced"}) {
+    crash_point_ = [&step](absl::string_view at) {
+      return at == step ? absl::AbortedError("crash") : absl::OkStatus();
+    };
+    {
+      auto store = OpenBlobs();
+      EXPECT_FALSE(Upload(*store, "o", bytes, step).ok()) << step;
+    }
+    crash_point_ = nullptr;
+    auto store = OpenBlobs();
+    ASSERT_TRUE(Upload(*store, "o", bytes, step).ok()) << step;
+    auto source = store->OpenRead("o", BlobRefOf(bytes));
+    ASSERT_TRUE(source.ok());
+    source->reset();
+    ASSERT_TRUE(store->Release("o", BlobRefOf(bytes)).ok());
+    EXPECT_EQ(store->Stats().blob_count, 0u) << step;
+    EXPECT_EQ(store->Stats().upload_count, 0u) << step;
+  }
+}
+
+TEST_F(JobsTest, ASecondWriterWaitsAndThenTakesOver) {
+  auto store = OpenBlobs();
+  const std::string bytes = "0123456789";
+  const UploadName name{.uuid = "u", .ref = BlobRefOf(bytes)};
+  auto first = store->OpenUpload("o", name);
+  ASSERT_TRUE(first->writer->Append(0, Bytes("01234")).ok());
+  EXPECT_EQ(store->OpenUpload("o", name).status().code(),
+            absl::StatusCode::kAborted);
+  clock_.Advance(absl::Minutes(1));
+  auto second = store->OpenUpload("o", name);
+  ASSERT_TRUE(second.ok());
+  EXPECT_EQ(first->writer->Append(5, Bytes("56789")).code(),
+            absl::StatusCode::kAborted);
+  // Nothing was durable yet, so it starts over.
+  EXPECT_EQ(second->writer->next_offset(), 0u);
+  ASSERT_TRUE(second->writer->Append(0, Bytes(bytes)).ok());
+  ASSERT_TRUE(second->writer->Finish().ok());
+  EXPECT_TRUE(Has(*store, "o", bytes));
+}
+
+TEST_F(JobsTest, SilentUploadsExpireAndDamagedBlobsAreSetAside) {
+  auto store = OpenBlobs();
+  const UploadName name{.uuid = "u", .ref = BlobRefOf("never finished")};
+  ASSERT_TRUE(store->OpenUpload("o", name).ok());
+  EXPECT_GT(store->Stats().staged_bytes, 0u);
+  clock_.Advance(absl::Hours(25));
+  store->Sweep();
+  EXPECT_EQ(store->Stats().staged_bytes, 0u);
+  EXPECT_EQ(store->QueryUpload("o", name).status().code(),
+            absl::StatusCode::kNotFound);
+  ASSERT_TRUE(Upload(*store, "o", "fine").ok());
+  const BlobRef ref = BlobRefOf("fine");
+  std::ofstream(folder_ + "/store/blobs/" + ref.sha256.substr(0, 2) + "/" +
+                ref.sha256 + "-4")
+      << "evil";
+  EXPECT_EQ(store->Verify(ref).code(), absl::StatusCode::kDataLoss);
+  EXPECT_FALSE(Has(*store, "o", "fine"));
+  // A second process must keep out.
+  LocalBlobStoreOptions options;
+  options.directory = folder_ + "/store";
+  options.clock = &clock_;
+  EXPECT_EQ(OpenLocalBlobStore(options).status().code(),
+            absl::StatusCode::kFailedPrecondition);
+}
+
+JobRecord Job(const std::string& id, const std::string& owner = "o") {
+  JobRecord job;
+  job.id = id;
+  job.spec.owner = owner;
+  job.spec.xml = BlobRefOf("xml");
+  job.spec.bin = BlobRefOf("bin");
+  job.created = absl::FromUnixSeconds(1);
+  return job;
+}
+
+TEST_F(JobsTest, StoredJobsKeepTheirTokensAndEnds) {
+  const std::string path = folder_ + "/jobs.sqlite";
+  const absl::Time now = absl::FromUnixSeconds(100);
+  {
+    auto store = OpenSqliteJobStore({.path = path});
+    ASSERT_TRUE(store.ok()) << store.status();
+    JobRecord job = Job("a");
+    job.spec.request_id = "r";
+    job.spec.labels["team"] = "x";
+    ASSERT_FALSE((*store)->Insert(job)->existed);
+    job.id = "b";
+    EXPECT_EQ((*store)->Insert(job)->job.id, "a");
+    const auto claimed = (*store)->Claim("a", "s1", now, now + absl::Seconds(30));
+    ASSERT_TRUE(claimed.ok());
+    EXPECT_EQ((*store)->Claim("a", "s2", now, now).status().code(),
+              absl::StatusCode::kAborted);
+    // The lease ends, another server takes over: the first one's end is void.
+    const auto stolen = (*store)->Claim("a", "s2", now + absl::Minutes(1),
+                                        now + absl::Minutes(2));
+    ASSERT_TRUE(stolen.ok());
+    JobOutcome outcome{.error = WithReason(absl::DataLossError("bad"), "WHY"),
+                       .finished = now,
+                       .expires = now + absl::Hours(1)};
+    EXPECT_EQ((*store)->Finish("a", claimed->lease.fencing_token, outcome).code(),
+              absl::StatusCode::kAborted);
+    ASSERT_TRUE(
+        (*store)->Finish("a", stolen->lease.fencing_token, outcome).ok());
+  }
+  auto store = OpenSqliteJobStore({.path = path});
+  const auto job = (*store)->Get("a");
+  ASSERT_TRUE(job.ok());
+  EXPECT_EQ(job->attempt, 2);
+  EXPECT_EQ(job->state, JobState::kFailed);
+  EXPECT_EQ(job->error.code(), absl::StatusCode::kDataLoss);
+  EXPECT_EQ(GetReason(job->error), "WHY");
+  EXPECT_EQ(job->spec.labels.at("team"), "x");
+  EXPECT_EQ((*store)->DeleteExpired(now + absl::Hours(2), 10)->size(), 1u);
+  EXPECT_EQ((*store)->Get("a").status().code(), absl::StatusCode::kNotFound);
+}
+
+TEST_F(JobsTest, DamagedAndNewerDatabasesAreLeftAlone) {
+  const std::string path = folder_ + "/jobs.sqlite";
+  std::ofstream(path) << std::string(5000, 'z');
+  const absl::Status damaged = OpenSqliteJobStore({.path = path}).status();
+  EXPECT_EQ(damaged.code(), absl::StatusCode::kDataLoss) << damaged;
+  EXPECT_EQ(fs::file_size(path), 5000u);
+  const std::string newer = folder_ + "/newer.sqlite";
+  sqlite3* db = nullptr;
+  sqlite3_open(newer.c_str(), &db);
+  sqlite3_exec(db, "PRAGMA user_version=99", nullptr, nullptr, nullptr);
+  sqlite3_close(db);
+  EXPECT_EQ(OpenSqliteJobStore({.path = newer}).status().code(),
+            absl::StatusCode::kFailedPrecondition);
+}
+
+TEST(SchedulerTest, OwnersAlternateAndOldJobsRise) {
+  const absl::Time now = absl::FromUnixSeconds(1000);
+  JobLimits limits;
+  std::vector<WaitingJob> waiting = {{"a1", "a", 0, 1, now - absl::Seconds(9)},
+                                     {"a2", "a", 0, 1, now - absl::Seconds(8)},
+                                     {"b1", "b", 0, 1, now - absl::Seconds(7)}};
+  const auto order = QueueOrder(waiting, {}, now, limits);
+  EXPECT_EQ(order, (std::vector<size_t>{0, 2, 1}));
+  waiting.push_back({"c1", "c", 5, 1, now});
+  EXPECT_EQ(QueueOrder(waiting, {}, now, limits)[0], 3u);
+  waiting[2].created = now - absl::Minutes(6);
+  EXPECT_EQ(QueueOrder(waiting, {}, now, limits)[0], 2u);
+  // Memory lacks for the first: others pass only while it is young.
+  waiting = {{"big", "a", 0, 100, now}, {"small", "b", -1, 1, now}};
+  SchedulerState state{.free_memory_bytes = 10};
+  EXPECT_EQ(PickNext(waiting, state, now, limits), 1u);
+  waiting[0].created = now - absl::Minutes(2);
+  EXPECT_EQ(PickNext(waiting, state, now, limits), std::nullopt);
+}
+
+TEST(FairExecutorTest, ASmallLoopIsNotHeldUpByAHugeOne) {
+  const auto pool = FairExecutor::Create(
+      {.threads = 2, .backend = FairExecutorOptions::Backend::kThreads});
+  const auto big = pool->MakeView(1);
+  const auto small = pool->MakeView(1);
+  std::atomic<bool> stop{false};
+  std::atomic<size_t> ran{0};
+  std::thread huge([&] {
+    const absl::Status status =
+        big->ParallelFor(std::numeric_limits<int>::max(), [&](size_t) {
+          ++ran;
+          std::this_thread::sleep_for(std::chrono::milliseconds(1));
+          return stop ? absl::CancelledError() : absl::OkStatus();
+        });
+    EXPECT_TRUE(absl::IsCancelled(status));
+  });
+  while (ran < 4) std::this_thread::yield();
+  std::atomic<int> sum{0};
+  EXPECT_TRUE(small
+                  ->ParallelFor(10,
+                                [&](size_t i) {
+                                  sum += static_cast<int>(i);
+                                  return small->ParallelFor(2, [](size_t) {
+                                    return absl::OkStatus();
+                                  });
+                                })
+                  .ok());
+  EXPECT_EQ(sum, 45);
+  stop = true;
+  huge.join();
+}
+
+TEST(OptionsJsonTest, KeepsEveryOptionAndRefusesUnknownOnes) {
+  CompressionOptions options;
+  options.mode = Mode::kInt4Sym;
+  options.ratio = 0.3;
+  options.group_size = 64;
+  options.backup_mode = BackupMode::kInt8Sym;
+  options.ignored.names = {"a", "b"};
+  options.awq = true;
+  const auto back = OptionsFromJson(OptionsToJson(options));
+  ASSERT_TRUE(back.ok()) << back.status();
+  EXPECT_EQ(CanonicalOptions(*back), CanonicalOptions(options));
+  EXPECT_EQ(OptionsToJson(*back), OptionsToJson(options));
+  EXPECT_THAT(OptionsFromJson(R"({"mode":"int8_asym","new":1})")
+                  .status()
+                  .message(),
+              HasSubstr("new"));
+  EXPECT_FALSE(OptionsFromJson("{").ok());
+}
+
+// Publishes the .xml's bytes as the result once it is let go.
+class FakeRunner final : public JobRunner {
+ public:
+  std::string engine_version() const override { return "fake"; }
+  absl::StatusOr<JobEstimate> Estimate(BlobStore*, const JobSpec&) override {
+    return JobEstimate{.memory_bytes = 1, .output_bytes = 100};
+  }
+  absl::StatusOr<RunOutput> Run(const JobSpec& spec,
+                                const RunContext& context) override {
+    while (hold && !*context.stop) std::this_thread::yield();
+    if (*context.stop) return absl::CancelledError("stopped");
+    RunOutput output;
+    auto made = PublishBytes(context.blobs, spec.owner, "out", context.space);
+    if (!made.ok()) return made.status();
+    output.result.xml = output.result.bin = output.result.report = made->ref;
+    output.pins.push_back(std::move(made->pin));
+    return output;
+  }
+  std::atomic<bool> hold{false};
+};
+
+TEST_F(JobsTest, ManagerRunsCancelsRequeuesAndAnswersFromTheCache) {
+  auto blobs = OpenBlobs();
+  auto store = *OpenSqliteJobStore({.path = folder_ + "/jobs.sqlite"});
+  const auto executor = FairExecutor::Create(
+      {.threads = 1, .backend = FairExecutorOptions::Backend::kThreads});
+  FakeRunner runner;
+  ASSERT_TRUE(Upload(*blobs, "o", "xml").ok());
+  ASSERT_TRUE(Upload(*blobs, "o", "bin").ok());
+  JobManagerOptions options{.limits = {.max_running = 1},
+                            .jobs = store.get(),
+                            .blobs = blobs.get(),
+                            .runner = &runner,
+                            .executor = executor.get(),
+                            .clock = &clock_};
+  JobSpec spec = Job("").spec;
+  ASSERT_TRUE(SetOptions({}, &spec).ok());
+  const JobManager::Owner owner = "o";
+  std::string held;
+  {
+    auto manager = *JobManager::Create(options);
+    const auto first = manager->Submit(spec);
+    ASSERT_TRUE(first.ok()) << first.status();
+    const auto done =
+        manager->Wait(owner, first->record.id, absl::Seconds(30));
+    EXPECT_EQ(done->record.state, JobState::kSucceeded) << done->record.error;
+    EXPECT_EQ(manager->Get("someone else", first->record.id).status().code(),
+              absl::StatusCode::kNotFound);
+    EXPECT_TRUE(manager->Submit(spec)->record.result.cache_hit);
+    runner.hold = true;
+    spec.ignore_result_cache = true;
+    const auto running = manager->Submit(spec);
+    const auto queued = manager->Submit(spec);
+    ASSERT_TRUE(manager->Cancel(owner, queued->record.id).ok());
+    EXPECT_EQ(manager->Get(owner, queued->record.id)->record.state,
+              JobState::kCancelled);
+    while (manager->Get(owner, running->record.id)->record.state !=
+           JobState::kRunning) {
+      std::this_thread::yield();
+    }
+    ASSERT_TRUE(manager->Cancel(owner, running->record.id).ok());
+    EXPECT_EQ(manager->Wait(owner, running->record.id, absl::Seconds(30))
+                  ->record.state,
+              JobState::kCancelled);
+    held = manager->Submit(spec)->record.id;
+    while (manager->Get(owner, held)->record.state != JobState::kRunning) {
+      std::this_thread::yield();
+    }
+    EXPECT_EQ(manager->Drain(absl::ZeroDuration()).requeued, 1);
+    EXPECT_EQ(manager->Submit(spec).status().code(),
+              absl::StatusCode::kUnavailable);
+  }
+  EXPECT_EQ(store->Get(held)->state, JobState::kQueued);
+  runner.hold = false;
+  auto manager = *JobManager::Create(options);
+  EXPECT_EQ(manager->Wait(owner, held, absl::Seconds(30))->record.state,
+            JobState::kSucceeded);
+  spec.xml = BlobRefOf("not there");
+  EXPECT_EQ(GetMissingBlobs(manager->Submit(spec).status()).size(), 1u);
+}
+
+}  // namespace
+}  // namespace ovpress
