@@ -204,6 +204,8 @@ class Manager final : public JobManager {
 
   DrainReport Drain(absl::Duration limit) override {
     StopAdmitting();
+    // A start that is under way gets to where it is seen below.
+    { MutexLock ticking(&ticking_); }
     DrainReport report;
     const auto until = After(limit);
     {

@@ -8,6 +8,7 @@
 #include <limits>
 #include <thread>
 
+#include "absl/strings/str_replace.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "server/jobs/errors.h"
@@ -116,16 +117,17 @@ TEST_F(JobsTest, ACrashAtAnyStepLosesNothingAcknowledged) {
   for (const std::string step :
        {"upload_synced", "blob_renamed", "blob_synced", "marker_made",
         "marker_synced"}) {
+    const std::string uuid = absl::StrReplaceAll(step, {{"_", "-"}});
     crash_point_ = [&step](absl::string_view at) {
       return at == step ? absl::AbortedError("crash") : absl::OkStatus();
     };
     {
       auto store = OpenBlobs();
-      EXPECT_FALSE(Upload(*store, "o", bytes, step).ok()) << step;
+      EXPECT_FALSE(Upload(*store, "o", bytes, uuid).ok()) << step;
     }
     crash_point_ = nullptr;
     auto store = OpenBlobs();
-    ASSERT_TRUE(Upload(*store, "o", bytes, step).ok()) << step;
+    ASSERT_TRUE(Upload(*store, "o", bytes, uuid).ok()) << step;
     auto source = store->OpenRead("o", BlobRefOf(bytes));
     ASSERT_TRUE(source.ok());
     source->reset();
@@ -368,6 +370,7 @@ TEST_F(JobsTest, ManagerRunsCancelsRequeuesAndAnswersFromTheCache) {
     runner.hold = true;
     spec.ignore_result_cache = true;
     const auto running = manager->Submit(spec);
+    clock_.Advance(absl::Milliseconds(1));  // else the ids decide who is next
     const auto queued = manager->Submit(spec);
     ASSERT_TRUE(manager->Cancel(owner, queued->record.id).ok());
     EXPECT_EQ(manager->Get(owner, queued->record.id)->record.state,
