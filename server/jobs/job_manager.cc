@@ -37,9 +37,8 @@ std::chrono::steady_clock::time_point After(absl::Duration wait) {
 }
 
 absl::Status NoSuchJob(absl::string_view id) {
-  return absl::NotFoundError(
-      absl::StrCat("there is no operation operations/",
-                   absl::CHexEscape(id.substr(0, 80))));
+  return absl::NotFoundError(absl::StrCat("there is no operation operations/",
+                                          absl::CHexEscape(id.substr(0, 80))));
 }
 
 // Why a running job was told to stop.
@@ -113,7 +112,8 @@ class Manager final : public JobManager {
     absl::StatusOr<JobView> view = SubmitChecked(spec, validate_only);
     if (!view.ok() && options_.observer) {
       const auto limit = GetLimitDetails(view.status());
-      if (limit.has_value()) options_.observer->OnAdmissionRejected(limit->limit);
+      if (limit.has_value())
+        options_.observer->OnAdmissionRejected(limit->limit);
       if (absl::IsUnavailable(view.status())) {
         options_.observer->OnAdmissionRejected("draining");
       }
@@ -127,8 +127,7 @@ class Manager final : public JobManager {
     return View(std::move(job));
   }
 
-  absl::StatusOr<Page> List(const Owner& owner, JobFilter filter,
-                            int page_size,
+  absl::StatusOr<Page> List(const Owner& owner, JobFilter filter, int page_size,
                             absl::string_view page_token) override {
     if (page_size < 0) {
       return absl::InvalidArgumentError("page_size must not be negative");
@@ -141,8 +140,9 @@ class Manager final : public JobManager {
                             page_token));
     Page page;
     page.next_page_token = std::move(stored.next_page_token);
+    Positions positions(this);
     for (JobRecord& job : stored.jobs) {
-      OVPRESS_ASSIGN_OR_RETURN(JobView view, View(std::move(job)));
+      OVPRESS_ASSIGN_OR_RETURN(JobView view, View(std::move(job), &positions));
       page.jobs.push_back(std::move(view));
     }
     return page;
@@ -213,10 +213,11 @@ class Manager final : public JobManager {
       const size_t at_start = running_.size();
       while ((!running_.empty() || streams_ > 0) &&
              std::chrono::steady_clock::now() < until) {
-        changed_.WaitUntil(
-            &mutex_, std::min(until, After(absl::Milliseconds(100))));
+        changed_.WaitUntil(&mutex_,
+                           std::min(until, After(absl::Milliseconds(100))));
       }
-      report.finished = static_cast<int>(at_start - std::min(at_start, running_.size()));
+      report.finished =
+          static_cast<int>(at_start - std::min(at_start, running_.size()));
       report.requeued = static_cast<int>(running_.size());
       stop_streams_ = true;
       for (auto& [id, running] : running_) {
@@ -280,11 +281,24 @@ class Manager final : public JobManager {
     return job;
   }
 
+  // Places in the line, looked up once for all jobs of an answer and only if
+  // one of them waits: each look reads the whole queue.
+  class Positions {
+   public:
+    explicit Positions(Manager* manager) : manager_(manager) {}
+    absl::StatusOr<int> Of(const std::string& id);  // 0: not waiting
+
+   private:
+    Manager* const manager_;
+    bool known_ = false;
+    std::map<std::string, int> by_id_;
+  };
+  absl::StatusOr<std::vector<WaitingJob>> Waiting(absl::Time now);
   absl::StatusOr<JobView> View(JobRecord job);
+  absl::StatusOr<JobView> View(JobRecord job, Positions* positions);
   absl::Status CheckSpec(const JobSpec& spec) const;
   absl::StatusOr<JobView> SubmitChecked(const JobSpec& spec,
                                         bool validate_only);
-  static bool SameArguments(JobSpec a, JobSpec b) { return a == b; }
 
   // A job that ended for good, or was forgotten, holds nothing any more.
   void Release(const std::string& id) {
@@ -314,8 +328,8 @@ class Manager final : public JobManager {
       Tick();
       MutexLock lock(&mutex_);
       if (exiting_) return;
-      wake_.WaitUntil(&mutex_, After(std::min(limits_.tick_interval,
-                                              absl::Seconds(1))));
+      wake_.WaitUntil(&mutex_,
+                      After(std::min(limits_.tick_interval, absl::Seconds(1))));
     }
   }
 
@@ -364,8 +378,8 @@ absl::Status Manager::CheckSpec(const JobSpec& spec) const {
   if (spec.request_id.size() >
           static_cast<size_t>(limits_.max_request_id_bytes) ||
       !std::all_of(spec.request_id.begin(), spec.request_id.end(), [](char c) {
-        return absl::ascii_isalnum(static_cast<unsigned char>(c)) ||
-               c == '.' || c == '_' || c == '-';
+        return absl::ascii_isalnum(static_cast<unsigned char>(c)) || c == '.' ||
+               c == '_' || c == '-';
       })) {
     return bad("request_id must be at most ", limits_.max_request_id_bytes,
                " of [A-Za-z0-9._-]");
@@ -383,8 +397,8 @@ absl::Status Manager::CheckSpec(const JobSpec& spec) const {
         !key.empty() &&
         key.size() <= static_cast<size_t>(limits_.max_label_key_bytes) &&
         std::all_of(key.begin(), key.end(), [](char c) {
-          return (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') ||
-                 c == '.' || c == '_' || c == '-';
+          return (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '.' ||
+                 c == '_' || c == '-';
         });
     if (!key_ok ||
         value.size() > static_cast<size_t>(limits_.max_label_value_bytes)) {
@@ -430,7 +444,7 @@ absl::StatusOr<JobView> Manager::SubmitChecked(const JobSpec& spec,
   }
   OVPRESS_RETURN_IF_ERROR(CheckSpec(spec));
   const auto replay = [&](JobRecord earlier) -> absl::StatusOr<JobView> {
-    if (!SameArguments(earlier.spec, spec)) {
+    if (earlier.spec != spec) {
       return absl::AlreadyExistsError(absl::StrCat(
           "request_id ", spec.request_id,
           " was used with other arguments for operations/", earlier.id));
@@ -474,9 +488,8 @@ absl::StatusOr<JobView> Manager::SubmitChecked(const JobSpec& spec,
   }
   std::unique_ptr<SpaceReservation> space;
   if (job.state == JobState::kQueued) {
-    OVPRESS_ASSIGN_OR_RETURN(
-        const JobEstimate estimate,
-        options_.runner->Estimate(options_.blobs, spec));
+    OVPRESS_ASSIGN_OR_RETURN(const JobEstimate estimate,
+                             options_.runner->Estimate(options_.blobs, spec));
     job.memory_bytes = estimate.memory_bytes;
     job.disk_bytes = estimate.output_bytes;
     if (job.memory_bytes > limits_.total_memory_bytes) {
@@ -534,7 +547,45 @@ absl::StatusOr<JobView> Manager::SubmitChecked(const JobSpec& spec,
   return View(std::move(job));
 }
 
+absl::StatusOr<int> Manager::Positions::Of(const std::string& id) {
+  if (!known_) {
+    OVPRESS_ASSIGN_OR_RETURN(const std::vector<WaitingJob> waiting,
+                             manager_->Waiting(manager_->Now()));
+    SchedulerState state;
+    {
+      MutexLock lock(&manager_->mutex_);
+      state.owners = manager_->owners_;
+    }
+    int position = 0;
+    for (const size_t index :
+         QueueOrder(waiting, state, manager_->Now(), manager_->limits_)) {
+      by_id_[waiting[index].id] = ++position;
+    }
+    known_ = true;
+  }
+  const auto it = by_id_.find(id);
+  return it == by_id_.end() ? 0 : it->second;
+}
+
+absl::StatusOr<std::vector<WaitingJob>> Manager::Waiting(absl::Time now) {
+  OVPRESS_ASSIGN_OR_RETURN(
+      const std::vector<JobRecord> claimable,
+      options_.jobs->ListClaimable(now, limits_.max_queued));
+  std::vector<WaitingJob> waiting;
+  waiting.reserve(claimable.size());
+  for (const JobRecord& job : claimable) {
+    waiting.push_back({job.id, job.spec.owner, job.spec.priority,
+                       job.memory_bytes, job.created});
+  }
+  return waiting;
+}
+
 absl::StatusOr<JobView> Manager::View(JobRecord job) {
+  Positions positions(this);
+  return View(std::move(job), &positions);
+}
+
+absl::StatusOr<JobView> Manager::View(JobRecord job, Positions* positions) {
   JobView view;
   if (job.state == JobState::kRunning) {
     MutexLock lock(&mutex_);
@@ -544,33 +595,14 @@ absl::StatusOr<JobView> Manager::View(JobRecord job) {
       const absl::Duration spent = Now() - it->second->phase_start;
       if (view.progress.bytes_total > 0 &&
           view.progress.bytes_done * 20 >= view.progress.bytes_total) {
-        const double left =
-            static_cast<double>(view.progress.bytes_total -
-                                view.progress.bytes_done) /
-            static_cast<double>(view.progress.bytes_done);
+        const double left = static_cast<double>(view.progress.bytes_total -
+                                                view.progress.bytes_done) /
+                            static_cast<double>(view.progress.bytes_done);
         view.eta = spent * left;
       }
     }
   } else if (job.state == JobState::kQueued) {
-    OVPRESS_ASSIGN_OR_RETURN(
-        const std::vector<JobRecord> claimable,
-        options_.jobs->ListClaimable(Now(), limits_.max_queued));
-    std::vector<WaitingJob> waiting;
-    for (const JobRecord& other : claimable) {
-      waiting.push_back({other.id, other.spec.owner, other.spec.priority,
-                         other.memory_bytes, other.created});
-    }
-    SchedulerState state;
-    {
-      MutexLock lock(&mutex_);
-      state.owners = owners_;
-    }
-    const auto order = QueueOrder(waiting, state, Now(), limits_);
-    for (size_t i = 0; i < order.size(); ++i) {
-      if (waiting[order[i]].id == job.id) {
-        view.queue_position = static_cast<int>(i) + 1;
-      }
-    }
+    OVPRESS_ASSIGN_OR_RETURN(view.queue_position, positions->Of(job.id));
   }
   view.record = std::move(job);
   return view;
@@ -619,9 +651,8 @@ void Manager::CheckRunning(absl::Time now) {
     }
   }
   for (const auto& running : jobs) {
-    const auto renewed =
-        options_.jobs->Renew(running->job.id, running->job.lease.fencing_token,
-                             now + limits_.lease);
+    const auto renewed = options_.jobs->Renew(
+        running->job.id, running->job.lease.fencing_token, now + limits_.lease);
     MutexLock lock(&mutex_);
     if (absl::IsAborted(renewed.status()) ||
         absl::IsNotFound(renewed.status())) {
@@ -645,21 +676,20 @@ void Manager::StartJobs(absl::Time now) {
           std::min(limits_.total_memory_bytes, reserved_memory_);
       state.owners = owners_;
     }
-    const auto claimable =
-        options_.jobs->ListClaimable(now, limits_.max_queued);
-    if (!claimable.ok()) {
-      Log(Observer::Severity::kError, "", claimable.status().message());
+    const auto waiting = Waiting(now);
+    if (!waiting.ok()) {
+      Log(Observer::Severity::kError, "", waiting.status().message());
       return;
     }
-    std::vector<WaitingJob> waiting;
-    for (const JobRecord& job : *claimable) {
-      waiting.push_back({job.id, job.spec.owner, job.spec.priority,
-                         job.memory_bytes, job.created});
-    }
-    const std::optional<size_t> next =
-        PickNext(waiting, state, now, limits_);
+    const std::optional<size_t> next = PickNext(*waiting, state, now, limits_);
     if (!next.has_value()) return;
-    StartJob((*claimable)[*next], now);
+    const auto job = options_.jobs->Get((*waiting)[*next].id);
+    if (!job.ok()) {
+      Log(Observer::Severity::kError, (*waiting)[*next].id,
+          job.status().message());
+      return;
+    }
+    StartJob(*job, now);
   }
 }
 
@@ -796,9 +826,9 @@ void Manager::EndJob(Running& running, absl::StatusOr<RunOutput> output) {
     outcome.error = absl::CancelledError("cancelled by request");
   } else if (reason == StopReason::kDeadline &&
              absl::IsCancelled(output.status())) {
-    outcome.error = absl::DeadlineExceededError(absl::StrCat(
-        "the job ran longer than its max_run_time, ",
-        absl::FormatDuration(running.deadline - job.started)));
+    outcome.error = absl::DeadlineExceededError(
+        absl::StrCat("the job ran longer than its max_run_time, ",
+                     absl::FormatDuration(running.deadline - job.started)));
   } else {
     outcome.error = output.status();
   }
@@ -828,11 +858,11 @@ void Manager::EndJob(Running& running, absl::StatusOr<RunOutput> output) {
   ended.error = outcome.error;
   ended.result = outcome.result;
   ended.finished = outcome.finished;
-  if (options_.observer) options_.observer->OnJobFinished(ended, now - job.started);
+  if (options_.observer)
+    options_.observer->OnJobFinished(ended, now - job.started);
   Log(outcome.state == JobState::kFailed ? Observer::Severity::kWarning
                                          : Observer::Severity::kInfo,
-      job.id,
-      outcome.error.ok() ? "done" : outcome.error.message());
+      job.id, outcome.error.ok() ? "done" : outcome.error.message());
 }
 
 // --- watching ---
@@ -874,9 +904,16 @@ void Manager::TellWatchers(absl::Time now) {
     MutexLock lock(&mutex_);
     watchers.assign(watchers_.begin(), watchers_.end());
   }
+  Positions positions(this);
   for (const auto& watcher : watchers) {
     if (watcher->finished) continue;
-    const absl::StatusOr<JobView> view = Get(std::nullopt, watcher->id);
+    absl::StatusOr<JobView> view = absl::UnknownError("not looked up");
+    if (absl::StatusOr<JobRecord> job = Find(std::nullopt, watcher->id);
+        job.ok()) {
+      view = View(*std::move(job), &positions);
+    } else {
+      view = job.status();
+    }
     const bool final = !view.ok() || IsFinal(view->record.state);
     std::string seen = "gone";
     if (view.ok()) {
@@ -970,9 +1007,8 @@ absl::StatusOr<std::unique_ptr<JobManager>> JobManager::Create(
 std::string ResultCacheKey(const JobSpec& spec,
                            absl::string_view engine_version) {
   return Sha256Hex(absl::StrCat(BlobName(spec.xml), "\n", BlobName(spec.bin),
-                                "\n", engine_version, "\n",
-                                spec.measure_error, "\n",
-                                spec.canonical_options));
+                                "\n", engine_version, "\n", spec.measure_error,
+                                "\n", spec.canonical_options));
 }
 
 }  // namespace ovpress
