@@ -218,7 +218,7 @@ absl::Status Serve(const ServerFlags& flags) {
   grpc::ResourceQuota quota("ovpress");
   quota.Resize(flags.network_memory_bytes);
   builder.SetResourceQuota(quota);
-  // The pair of the client's: one ping a minute (client/lib/channel.cc).
+  // The pair of the client's: one ping a minute (client/lib/client.cc).
   builder.AddChannelArgument(
       GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 30'000);
   builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, 120'000);

@@ -47,8 +47,7 @@ struct CompressFlags {
 absl::Status WriteTextFile(const std::string& path, const std::string& text) {
   OVPRESS_ASSIGN_OR_RETURN(const std::unique_ptr<AtomicFile> file,
                            AtomicFile::Create(path, 0));
-  OVPRESS_RETURN_IF_ERROR(file->WriteAt(
-      0, std::as_bytes(std::span<const char>(text.data(), text.size()))));
+  OVPRESS_RETURN_IF_ERROR(file->WriteAt(0, AsBytes(text)));
   return file->Commit();
 }
 

@@ -33,13 +33,10 @@ std::unique_ptr<Client> Connect(const RemoteFlags& flags, bool stoppable) {
                          .stop = stoppable ? &InterruptFlag() : nullptr});
 }
 
-std::string BinPathOf(const std::string& xml) {
-  return absl::StrCat(absl::StripSuffix(xml, ".xml"), ".bin");
-}
-
 std::string NameOf(const std::string& job) {
-  return absl::StartsWith(job, "operations/") ? job
-                                              : absl::StrCat("operations/", job);
+  return absl::StartsWith(job, "operations/")
+             ? job
+             : absl::StrCat("operations/", job);
 }
 
 absl::StatusOr<v1::CompressionOptions> OptionsToProto(
@@ -75,19 +72,16 @@ absl::StatusOr<v1::CompressionOptions> OptionsToProto(
   return proto;
 }
 
-struct Input {
-  std::string xml;
-  std::string bin;
-};
-
-absl::StatusOr<v1::ModelBlobs> UploadModel(Client& client, const Input& input,
+absl::StatusOr<v1::ModelBlobs> UploadModel(Client& client,
+                                           const std::string& in_xml,
+                                           const std::string& in_bin,
                                            ProgressBar& bar) {
   v1::ModelBlobs model;
   OVPRESS_ASSIGN_OR_RETURN(const std::unique_ptr<ByteSource> xml,
-                           OpenFileSource(input.xml));
+                           OpenFileSource(in_xml));
   std::unique_ptr<ByteSource> bin;
-  if (std::filesystem::exists(input.bin)) {
-    OVPRESS_ASSIGN_OR_RETURN(bin, OpenFileSource(input.bin));
+  if (std::filesystem::exists(in_bin)) {
+    OVPRESS_ASSIGN_OR_RETURN(bin, OpenFileSource(in_bin));
   } else {  // a model without constants may come without
     bin = MakeMemorySource({});
   }
@@ -149,24 +143,6 @@ absl::Status DownloadResult(Client& client,
   return report != nullptr ? report->Publish() : absl::OkStatus();
 }
 
-absl::Status CheckPaths(const Input& input, const std::string& out_xml) {
-  if (!absl::EndsWith(out_xml, ".xml")) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("the output '", out_xml, "' must be named NAME.xml"));
-  }
-  std::error_code error;
-  for (const std::string& in : {input.xml, input.bin}) {
-    for (const std::string& out : {out_xml, BinPathOf(out_xml)}) {
-      if (std::filesystem::equivalent(in, out, error) && !error) {
-        return absl::InvalidArgumentError(absl::StrCat(
-            "output '", out, "' is the input '", in,
-            "'; the input is never overwritten, choose another output name"));
-      }
-    }
-  }
-  return absl::OkStatus();
-}
-
 absl::StatusOr<v1::CompressModelRequest> MakeRequest(
     const RemoteCompressArgs& args) {
   v1::CompressModelRequest request;
@@ -183,13 +159,14 @@ absl::StatusOr<v1::CompressModelRequest> MakeRequest(
 absl::Status RunRemote(const RemoteCompressArgs& args, Client& client,
                        v1::CompressModelRequest request, ProgressBar& bar,
                        std::string* job) {
-  const Input input{args.in_xml, args.in_bin.empty() ? BinPathOf(args.in_xml)
-                                                     : args.in_bin};
   if (!args.remote.detach) {
-    OVPRESS_RETURN_IF_ERROR(CheckPaths(input, args.out_xml));
+    OVPRESS_RETURN_IF_ERROR(
+        CheckFileNames({args.in_xml, args.in_bin, args.out_xml}));
   }
+  const std::string in_bin =
+      args.in_bin.empty() ? BinPathOf(args.in_xml) : args.in_bin;
   OVPRESS_ASSIGN_OR_RETURN(*request.mutable_model(),
-                           UploadModel(client, input, bar));
+                           UploadModel(client, args.in_xml, in_bin, bar));
   OVPRESS_ASSIGN_OR_RETURN(lro::Operation operation, client.Submit(request));
   *job = operation.name();
   if (args.remote.detach) {
@@ -244,9 +221,8 @@ void PrintOperation(const lro::Operation& operation, bool json) {
     return;
   }
   std::string state = v1::CompressModelMetadata::State_Name(metadata.state());
-  std::cout << operation.name() << "  "
-            << absl::StripPrefix(state, "STATE_") << "  "
-            << metadata.options().mode();
+  std::cout << operation.name() << "  " << absl::StripPrefix(state, "STATE_")
+            << "  " << metadata.options().mode();
   if (metadata.queue_position() > 0) {
     std::cout << "  position " << metadata.queue_position();
   }
@@ -297,7 +273,7 @@ absl::Status Download(const JobCommand& command, Client& client) {
                            client.Get(NameOf(command.job)));
   OVPRESS_ASSIGN_OR_RETURN(const v1::CompressModelResponse result,
                            ResultOf(operation));
-  OVPRESS_RETURN_IF_ERROR(CheckPaths({}, command.out_xml));
+  OVPRESS_RETURN_IF_ERROR(CheckOutputName(command.out_xml));
   ProgressBar bar(true, stderr);
   return DownloadResult(client, result, command.out_xml, command.report_file,
                         bar);
@@ -389,9 +365,8 @@ void RegisterRemoteCommands(CLI::App* app, int* exit_code) {
   add("watch", "Follow a job to its end", true, [](Client& client) {
     return ShowJob(command, client, true);
   })->add_flag("--json", command.json, "JSON instead of text");
-  sub = add("download", "Fetch the result of a job", true, [](Client& client) {
-    return Download(command, client);
-  });
+  sub = add("download", "Fetch the result of a job", true,
+            [](Client& client) { return Download(command, client); });
   sub->add_option("-o,--output", command.out_xml, "Where the model goes")
       ->required();
   sub->add_option("--report", command.report_file, "Where the report goes");
@@ -400,9 +375,8 @@ void RegisterRemoteCommands(CLI::App* app, int* exit_code) {
   sub->add_option("--filter", command.filter,
                   "state=RUNNING AND labels.team=a");
   sub->add_flag("--json", command.json, "JSON, one job per line");
-  add("cancel", "End a job", true, [](Client& client) {
-    return client.Cancel(NameOf(command.job));
-  });
+  add("cancel", "End a job", true,
+      [](Client& client) { return client.Cancel(NameOf(command.job)); });
   add("health", "Exit 0 if the server answers", false, [](Client& client) {
     const absl::Status status = client.Health();
     if (status.ok()) std::cout << "SERVING\n";

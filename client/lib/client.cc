@@ -1,15 +1,14 @@
 #include "client/lib/client.h"
 
-#include <openssl/evp.h>
-
 #include <algorithm>
 #include <random>
 #include <thread>
 #include <utility>
 
-#include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "core/base/mutex.h"
+#include "core/base/sha256.h"
 #include "core/base/status_macros.h"
 #include "google/bytestream/bytestream.grpc.pb.h"
 #include "google/longrunning/operations.grpc.pb.h"
@@ -41,29 +40,9 @@ std::string RandomId() {
                       absl::Hex(random(), absl::kZeroPad8));
 }
 
-class Sha256 {
- public:
-  Sha256() { EVP_DigestInit_ex(context_.get(), EVP_sha256(), nullptr); }
-  void Update(const std::string& bytes) {
-    EVP_DigestUpdate(context_.get(), bytes.data(), bytes.size());
-  }
-  std::string Hex() {
-    unsigned char digest[EVP_MAX_MD_SIZE];
-    unsigned int length = 0;
-    EVP_DigestFinal_ex(context_.get(), digest, &length);
-    return absl::BytesToHexString(
-        absl::string_view(reinterpret_cast<char*>(digest), length));
-  }
-
- private:
-  std::unique_ptr<EVP_MD_CTX, void (*)(EVP_MD_CTX*)> context_{EVP_MD_CTX_new(),
-                                                              EVP_MD_CTX_free};
-};
-
 absl::Status ReadChunk(ByteSource& bytes, uint64_t at, std::string* chunk) {
   chunk->resize(std::min(kChunkBytes, bytes.size_bytes() - at));
-  return bytes.ReadAt(
-      at, std::as_writable_bytes(std::span(chunk->data(), chunk->size())));
+  return bytes.ReadAt(at, AsWritableBytes(*chunk));
 }
 
 class ClientImpl final : public Client {
@@ -89,15 +68,15 @@ class ClientImpl final : public Client {
   absl::StatusOr<v1::Blob> Upload(ByteSource& bytes,
                                   const TransferProgress& progress) override {
     const uint64_t size = bytes.size_bytes();
-    Sha256 hash;
+    Sha256Hasher hash;
     std::string chunk;
     for (uint64_t at = 0; at < size; at += chunk.size()) {
       if (Stopped()) return absl::CancelledError("interrupted");
       OVPRESS_RETURN_IF_ERROR(ReadChunk(bytes, at, &chunk));
-      hash.Update(chunk);
+      hash.Update(AsBytes(chunk));
     }
     v1::Blob blob;
-    blob.set_sha256(hash.Hex());
+    blob.set_sha256(hash.FinishHex());
     blob.set_size_bytes(static_cast<int64_t>(size));
     v1::FindMissingBlobsRequest find;
     *find.add_blobs() = blob;
@@ -111,8 +90,8 @@ class ClientImpl final : public Client {
       progress(size, size);
       return blob;
     }
-    const std::string name =
-        absl::StrCat("uploads/", RandomId(), "/blobs/", blob.sha256(), "/", size);
+    const std::string name = absl::StrCat("uploads/", RandomId(), "/blobs/",
+                                          blob.sha256(), "/", size);
     uint64_t best = 0;
     OVPRESS_RETURN_IF_ERROR(Retry([&](Attempt& attempt) -> absl::Status {
       uint64_t at = 0;
@@ -192,7 +171,7 @@ class ClientImpl final : public Client {
                         const TransferProgress& progress) override {
     const auto size = static_cast<uint64_t>(blob.size_bytes());
     uint64_t at = 0;
-    Sha256 hash;
+    Sha256Hasher hash;
     OVPRESS_RETURN_IF_ERROR(Retry([&](Attempt& attempt) -> absl::Status {
       bs::ReadRequest request;
       request.set_resource_name(
@@ -209,9 +188,8 @@ class ClientImpl final : public Client {
         if (data.size() > size - at) {
           return absl::DataLossError("the server sent more than the blob has");
         }
-        OVPRESS_RETURN_IF_ERROR(out.WriteAt(
-            at, std::as_bytes(std::span(data.data(), data.size()))));
-        hash.Update(data);
+        OVPRESS_RETURN_IF_ERROR(out.WriteAt(at, AsBytes(data)));
+        hash.Update(AsBytes(data));
         at += data.size();
         progress(at, size);
       }
@@ -222,7 +200,7 @@ class ClientImpl final : public Client {
       }
       return status;
     }));
-    if (hash.Hex() != blob.sha256()) {
+    if (hash.FinishHex() != blob.sha256()) {
       return absl::DataLossError(
           absl::StrCat("the bytes received are not those of ", blob.sha256()));
     }
@@ -252,11 +230,13 @@ class ClientImpl final : public Client {
   class Guard {
    public:
     Guard(const ClientImpl* client, grpc::ClientContext* context)
-        : client_(client), context_(context), thread_([this] { Watch(); }) {
-      Touch();
-    }
+        : client_(client), context_(context), thread_([this] { Watch(); }) {}
     ~Guard() {
-      done_ = true;
+      {
+        MutexLock lock(&mutex_);
+        done_ = true;
+        wake_.Signal();
+      }
       thread_.join();
     }
     void Touch() { last_ = absl::ToUnixMillis(absl::Now()); }
@@ -264,12 +244,12 @@ class ClientImpl final : public Client {
 
    private:
     void Watch() {
+      MutexLock lock(&mutex_);
       while (!done_) {
-        std::this_thread::sleep_for(std::chrono::milliseconds(20));
-        const int64_t last = last_;
-        if (last > 0 && absl::Now() - absl::FromUnixMillis(last) > kIdle) {
-          idle_ = true;
-        }
+        // An interrupt signals nobody, so the flag is looked at now and then.
+        wake_.WaitUntil(&mutex_, std::chrono::steady_clock::now() +
+                                     std::chrono::milliseconds(20));
+        if (absl::Now() - absl::FromUnixMillis(last_) > kIdle) idle_ = true;
         if (client_->Stopped() || idle_) {
           context_->TryCancel();
           return;
@@ -278,10 +258,12 @@ class ClientImpl final : public Client {
     }
     const ClientImpl* const client_;
     grpc::ClientContext* const context_;
-    std::atomic<int64_t> last_{0};
-    std::atomic<bool> done_{false};
+    std::atomic<int64_t> last_ = absl::ToUnixMillis(absl::Now());
     std::atomic<bool> idle_{false};
-    std::thread thread_;
+    Mutex mutex_;
+    CondVar wake_;
+    bool done_ ABSL_GUARDED_BY(mutex_) = false;
+    std::thread thread_;  // last: it uses the rest
   };
 
   // What a later attempt may mend: the server is away, drains, is full for the
@@ -351,8 +333,7 @@ class ClientImpl final : public Client {
     request.set_resource_name(name);
     bool open = true;
     do {
-      OVPRESS_RETURN_IF_ERROR(
-          ReadChunk(bytes, at, request.mutable_data()));
+      OVPRESS_RETURN_IF_ERROR(ReadChunk(bytes, at, request.mutable_data()));
       request.set_write_offset(static_cast<int64_t>(at));
       at += request.data().size();
       request.set_finish_write(at == size);
@@ -365,9 +346,9 @@ class ClientImpl final : public Client {
     writer->WritesDone();
     OVPRESS_RETURN_IF_ERROR(ToAbsl(writer->Finish()));
     if (static_cast<uint64_t>(response.committed_size()) != size) {
-      return absl::UnavailableError(absl::StrCat(
-          "the server took ", response.committed_size(), " of ", size,
-          " bytes"));
+      return absl::UnavailableError(absl::StrCat("the server took ",
+                                                 response.committed_size(),
+                                                 " of ", size, " bytes"));
     }
     return absl::OkStatus();
   }
@@ -391,9 +372,8 @@ absl::StatusOr<v1::CompressModelResponse> ResultOf(
         absl::StrCat(operation.name(), " is not done"));
   }
   if (operation.has_error()) {
-    return absl::Status(
-        static_cast<absl::StatusCode>(operation.error().code()),
-        operation.error().message());
+    return absl::Status(static_cast<absl::StatusCode>(operation.error().code()),
+                        operation.error().message());
   }
   v1::CompressModelResponse response;
   if (!operation.response().UnpackTo(&response)) {

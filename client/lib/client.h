@@ -56,7 +56,7 @@ class Client {
   // Writes the blob and checks its digest: kDataLoss if it differs.
   virtual absl::Status Download(const v1::Blob& blob, ByteSink& out,
                                 const TransferProgress& progress) = 0;
-  // kUnavailable unless the server says SERVING.
+  // One try: kUnavailable, kDeadlineExceeded if the service does not answer.
   virtual absl::Status Health() = 0;
 };
 

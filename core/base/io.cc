@@ -271,8 +271,7 @@ absl::StatusOr<std::string> ReadSmallFile(const std::string& path,
                      " bytes; the limit is ", limit_bytes));
   }
   std::string text(source->size_bytes(), '\0');
-  OVPRESS_RETURN_IF_ERROR(source->ReadAt(
-      0, std::as_writable_bytes(std::span<char>(text.data(), text.size()))));
+  OVPRESS_RETURN_IF_ERROR(source->ReadAt(0, AsWritableBytes(text)));
   return text;
 }
 

@@ -11,8 +11,17 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
 
 namespace ovpress {
+
+// Text as bytes, without a copy.
+inline std::span<const std::byte> AsBytes(absl::string_view text) {
+  return std::as_bytes(std::span(text.data(), text.size()));
+}
+inline std::span<std::byte> AsWritableBytes(std::string& text) {
+  return std::as_writable_bytes(std::span(text.data(), text.size()));
+}
 
 // Random-access input of a known size. Thread-safe.
 class ByteSource {

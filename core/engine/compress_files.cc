@@ -12,10 +12,6 @@
 namespace ovpress {
 namespace {
 
-std::string BinPathOf(const std::string& xml_path) {
-  return absl::StrCat(absl::StripSuffix(xml_path, ".xml"), ".bin");
-}
-
 // True if both names lead to the same file (links followed).
 bool IsSameFile(const std::string& a, const std::string& b) {
   struct stat sa;
@@ -26,18 +22,22 @@ bool IsSameFile(const std::string& a, const std::string& b) {
 
 }  // namespace
 
-absl::StatusOr<Report> CompressFiles(const FileJob& job,
-                                     const CompressionOptions& options,
-                                     const RunOptions& run) {
-  const auto report_phase = [&run](Phase phase) {
-    if (run.progress) run.progress({.phase = phase});
-  };
-  if (!absl::EndsWith(job.out_xml, ".xml")) {
+std::string BinPathOf(const std::string& xml_path) {
+  return absl::StrCat(absl::StripSuffix(xml_path, ".xml"), ".bin");
+}
+
+absl::Status CheckOutputName(const std::string& out_xml) {
+  if (!absl::EndsWith(out_xml, ".xml")) {
     return absl::InvalidArgumentError(
-        absl::StrCat("the output '", job.out_xml,
+        absl::StrCat("the output '", out_xml,
                      "' must be named NAME.xml; the weights go "
                      "to NAME.bin beside it"));
   }
+  return absl::OkStatus();
+}
+
+absl::Status CheckFileNames(const FileJob& job) {
+  OVPRESS_RETURN_IF_ERROR(CheckOutputName(job.out_xml));
   if (job.in_bin.empty() && !absl::EndsWith(job.in_xml, ".xml")) {
     return absl::InvalidArgumentError(absl::StrCat(
         "the input '", job.in_xml, "' must be the .xml of an OpenVINO IR"));
@@ -55,6 +55,19 @@ absl::StatusOr<Report> CompressFiles(const FileJob& job,
       }
     }
   }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<Report> CompressFiles(const FileJob& job,
+                                     const CompressionOptions& options,
+                                     const RunOptions& run) {
+  const auto report_phase = [&run](Phase phase) {
+    if (run.progress) run.progress({.phase = phase});
+  };
+  OVPRESS_RETURN_IF_ERROR(CheckFileNames(job));
+  const std::string in_bin =
+      job.in_bin.empty() ? BinPathOf(job.in_xml) : job.in_bin;
+  const std::string out_bin = BinPathOf(job.out_xml);
 
   report_phase(Phase::kPlanning);
   OVPRESS_ASSIGN_OR_RETURN(std::string xml,
@@ -82,8 +95,7 @@ absl::StatusOr<Report> CompressFiles(const FileJob& job,
   OVPRESS_RETURN_IF_ERROR(compression->Run(*bin, *bin_file, run));
   report_phase(Phase::kFinishing);
   const std::string out_xml = compression->OutputXml();
-  OVPRESS_RETURN_IF_ERROR(xml_file->WriteAt(
-      0, std::as_bytes(std::span<const char>(out_xml.data(), out_xml.size()))));
+  OVPRESS_RETURN_IF_ERROR(xml_file->WriteAt(0, AsBytes(out_xml)));
   OVPRESS_RETURN_IF_ERROR(bin_file->Sync());
   OVPRESS_RETURN_IF_ERROR(xml_file->Sync());
   if (run.stop != nullptr && run.stop->load()) {

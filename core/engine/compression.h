@@ -154,6 +154,12 @@ struct FileJob {
   std::string in_bin;   // empty: beside in_xml
   std::string out_xml;  // must end in .xml
 };
+// "NAME.xml" -> "NAME.bin".
+std::string BinPathOf(const std::string& xml_path);
+// kInvalidArgument unless the name ends in .xml.
+absl::Status CheckOutputName(const std::string& out_xml);
+// The same, and that no output is an input, by whatever name.
+absl::Status CheckFileNames(const FileJob& job);
 absl::StatusOr<Report> CompressFiles(const FileJob& job,
                                      const CompressionOptions& options,
                                      const RunOptions& run);

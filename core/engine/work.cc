@@ -227,30 +227,27 @@ void WorkList::Impl::PrepareAwq() {
     const auto unit_of = [&](size_t constant) {
       return c.layout->unit_of_constant[constant];
     };
-    awq_unit.push_back(unit_of(plan().weights[match.weight].constant));
+    const PlannedWeight& weight = plan().weights[match.weight];
+    const Constant& constant = model().constants()[weight.constant];
+    awq_unit.push_back(unit_of(weight.constant));
     awq_before[k] = states[awq_unit[k]].steps;
-    {
-      const PlannedWeight& weight = plan().weights[match.weight];
-      const Constant& constant = model().constants()[weight.constant];
-      const size_t rank = constant.shape.size();
-      const size_t axis = static_cast<size_t>(weight.reduction_axes[0]);
-      ScaleStep step{&awq_factors[k], std::vector<uint64_t>(rank, 0)};
+    // One factor for each index of `axis`, and for each batch unless shared.
+    const auto step_of = [&](const std::vector<float>* factors,
+                             const Constant& scaled, size_t axis) {
+      ScaleStep step{factors, std::vector<uint64_t>(scaled.shape.size(), 0)};
       step.strides[axis] = 1;
-      if (rank == 3 && !match.shared_over_batch) {
-        step.strides[0] = constant.shape[axis];
+      if (scaled.shape.size() == 3 && !match.shared_over_batch) {
+        step.strides[0] = scaled.shape[axis];
       }
-      states[awq_unit[k]].steps.push_back(std::move(step));
-    }
+      return step;
+    };
+    states[awq_unit[k]].steps.push_back(
+        step_of(&awq_factors[k], constant,
+                static_cast<size_t>(weight.reduction_axes[0])));
     if (match.merged_constant != kNone) {
-      const Constant& merged = model().constants()[match.merged_constant];
-      const size_t rank = merged.shape.size();
-      ScaleStep step{&awq_inverses[k], std::vector<uint64_t>(rank, 0)};
-      const size_t axis = static_cast<size_t>(match.merged_axis);
-      step.strides[axis] = 1;
-      if (rank == 3 && !match.shared_over_batch) {
-        step.strides[0] = merged.shape[axis];
-      }
-      states[unit_of(match.merged_constant)].steps.push_back(std::move(step));
+      states[unit_of(match.merged_constant)].steps.push_back(
+          step_of(&awq_inverses[k], model().constants()[match.merged_constant],
+                  static_cast<size_t>(match.merged_axis)));
     }
   }
 }

@@ -1,16 +1,12 @@
 #include "server/jobs/digest.h"
 
-#include <openssl/evp.h>
-
 #include <algorithm>
-#include <utility>
 #include <vector>
 
 #include "absl/strings/escaping.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
-#include "core/base/check.h"
 #include "core/base/status_macros.h"
 
 namespace ovpress {
@@ -44,10 +40,9 @@ absl::StatusOr<BlobRef> RefFromParts(absl::string_view sha256,
 constexpr size_t kMaxNameBytes = 256;
 
 absl::Status BadName(absl::string_view name, absl::string_view grammar) {
-  return absl::InvalidArgumentError(
-      absl::StrCat("resource name '",
-                   absl::CHexEscape(name.substr(0, kMaxNameBytes)),
-                   "' must be ", grammar));
+  return absl::InvalidArgumentError(absl::StrCat(
+      "resource name '", absl::CHexEscape(name.substr(0, kMaxNameBytes)),
+      "' must be ", grammar));
 }
 
 constexpr char kBlobGrammar[] = "blobs/{sha256}/{size}";
@@ -72,7 +67,8 @@ absl::Status ValidateBlobRef(const BlobRef& ref) {
   if (ref.sha256.size() != 64 ||
       !std::all_of(ref.sha256.begin(), ref.sha256.end(), IsLowerHex)) {
     return absl::InvalidArgumentError(absl::StrCat(
-        "digest '", absl::CHexEscape(absl::string_view(ref.sha256).substr(0, 80)),
+        "digest '",
+        absl::CHexEscape(absl::string_view(ref.sha256).substr(0, 80)),
         "' must be SHA-256 in 64 lower-case hexadecimal digits"));
   }
   return absl::OkStatus();
@@ -102,45 +98,11 @@ absl::Status ValidateUploadUuid(absl::string_view uuid) {
   };
   if (uuid.empty() || uuid.size() > 64 ||
       !std::all_of(uuid.begin(), uuid.end(), allowed)) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "upload id '", absl::CHexEscape(uuid.substr(0, 80)),
-        "' must be a UUID: 1 to 64 of [A-Za-z0-9-]"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("upload id '", absl::CHexEscape(uuid.substr(0, 80)),
+                     "' must be a UUID: 1 to 64 of [A-Za-z0-9-]"));
   }
   return absl::OkStatus();
-}
-
-void Sha256Hasher::Deleter::operator()(void* context) const {
-  EVP_MD_CTX_free(static_cast<EVP_MD_CTX*>(context));
-}
-
-Sha256Hasher::Sha256Hasher() : context_(EVP_MD_CTX_new()) {
-  OVPRESS_CHECK(context_ != nullptr);
-  OVPRESS_CHECK(EVP_DigestInit_ex(static_cast<EVP_MD_CTX*>(context_.get()),
-                                  EVP_sha256(), nullptr) == 1);
-}
-Sha256Hasher::~Sha256Hasher() = default;
-Sha256Hasher::Sha256Hasher(Sha256Hasher&&) noexcept = default;
-Sha256Hasher& Sha256Hasher::operator=(Sha256Hasher&&) noexcept = default;
-
-void Sha256Hasher::Update(std::span<const std::byte> bytes) {
-  OVPRESS_CHECK(EVP_DigestUpdate(static_cast<EVP_MD_CTX*>(context_.get()),
-                                 bytes.data(), bytes.size()) == 1);
-  bytes_hashed_ += bytes.size();
-}
-
-std::string Sha256Hasher::FinishHex() {
-  unsigned char digest[EVP_MAX_MD_SIZE];
-  unsigned int length = 0;
-  OVPRESS_CHECK(EVP_DigestFinal_ex(static_cast<EVP_MD_CTX*>(context_.get()),
-                                   digest, &length) == 1);
-  return absl::BytesToHexString(absl::string_view(
-      reinterpret_cast<const char*>(digest), length));
-}
-
-std::string Sha256Hex(absl::string_view bytes) {
-  Sha256Hasher hasher;
-  hasher.Update(std::as_bytes(std::span(bytes.data(), bytes.size())));
-  return hasher.FinishHex();
 }
 
 BlobRef BlobRefOf(absl::string_view bytes) {

@@ -1,16 +1,14 @@
-// SHA-256 names of blobs and the streaming hasher behind them.
+// SHA-256 names of blobs.
 #ifndef OVPRESS_SERVER_JOBS_DIGEST_H_
 #define OVPRESS_SERVER_JOBS_DIGEST_H_
 
-#include <cstddef>
 #include <cstdint>
-#include <memory>
-#include <span>
 #include <string>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
+#include "core/base/sha256.h"
 
 namespace ovpress {
 
@@ -40,28 +38,6 @@ std::string FormatUploadName(const UploadName& name);
 absl::StatusOr<UploadName> ParseUploadName(absl::string_view name);
 absl::Status ValidateUploadUuid(absl::string_view uuid);
 
-// SHA-256 of a stream, by OpenSSL's EVP. Not thread-safe.
-class Sha256Hasher {
- public:
-  Sha256Hasher();
-  ~Sha256Hasher();
-  Sha256Hasher(Sha256Hasher&&) noexcept;
-  Sha256Hasher& operator=(Sha256Hasher&&) noexcept;
-
-  void Update(std::span<const std::byte> bytes);
-  uint64_t bytes_hashed() const { return bytes_hashed_; }
-  // Lower-case hexadecimal. Ends the hasher: no Update() after it.
-  std::string FinishHex();
-
- private:
-  struct Deleter {
-    void operator()(void* context) const;
-  };
-  std::unique_ptr<void, Deleter> context_;
-  uint64_t bytes_hashed_ = 0;
-};
-
-std::string Sha256Hex(absl::string_view bytes);
 // Of a text, as a blob.
 BlobRef BlobRefOf(absl::string_view bytes);
 

@@ -57,8 +57,8 @@ absl::StatusOr<Fd> Open(const std::string& path, int flags) {
 absl::Status WriteAll(int fd, uint64_t offset, std::span<const std::byte> bytes,
                       const std::string& path) {
   while (!bytes.empty()) {
-    const ssize_t n = ::pwrite(fd, bytes.data(), bytes.size(),
-                               static_cast<off_t>(offset));
+    const ssize_t n =
+        ::pwrite(fd, bytes.data(), bytes.size(), static_cast<off_t>(offset));
     if (n < 0 && errno == EINTR) continue;
     if (n <= 0) return ErrnoToStatus(errno, absl::StrCat("writing ", path));
     offset += static_cast<uint64_t>(n);
@@ -138,7 +138,8 @@ std::optional<BlobRef> RefOfFileName(absl::string_view name) {
   const std::vector<absl::string_view> parts =
       absl::StrSplit(name, absl::MaxSplits('-', 1));
   if (parts.size() != 2) return std::nullopt;
-  const auto ref = ParseBlobName(absl::StrCat("blobs/", parts[0], "/", parts[1]));
+  const auto ref =
+      ParseBlobName(absl::StrCat("blobs/", parts[0], "/", parts[1]));
   if (!ref.ok()) return std::nullopt;
   return *ref;
 }
@@ -319,7 +320,10 @@ class LocalBlobStore::ReservationImpl final : public SpaceReservation {
 class LocalBlobStore::Scratch final : public ScratchBlob {
  public:
   Scratch(LocalBlobStore* store, Fd fd, uint64_t size, std::string path)
-      : store_(store), fd_(std::move(fd)), size_(size), path_(std::move(path)) {}
+      : store_(store),
+        fd_(std::move(fd)),
+        size_(size),
+        path_(std::move(path)) {}
   ~Scratch() override {
     store_->reserved_written_ -= written_;
     MutexLock lock(&store_->mutex_);
@@ -363,9 +367,9 @@ class LocalBlobStore::Writer final : public BlobWriter {
   absl::Status WriteAt(uint64_t offset,
                        std::span<const std::byte> bytes) override {
     if (offset > size_ || bytes.size() > size_ - offset) {
-      return absl::InternalError(absl::StrCat(
-          "output bytes ", offset, " to ", offset + bytes.size(),
-          " leave the output of ", size_));
+      return absl::InternalError(absl::StrCat("output bytes ", offset, " to ",
+                                              offset + bytes.size(),
+                                              " leave the output of ", size_));
     }
     OVPRESS_RETURN_IF_ERROR(WriteAll(fd_.get(), offset, bytes, path_));
     written_ += bytes.size();
@@ -385,8 +389,8 @@ class LocalBlobStore::Writer final : public BlobWriter {
     OVPRESS_RETURN_IF_ERROR(
         store_->Publish(path_, published.ref, owner_, /*pin=*/true));
     published_ = true;
-    published.pin = std::make_unique<PinImpl>(
-        store_, std::vector<BlobRef>{published.ref});
+    published.pin =
+        std::make_unique<PinImpl>(store_, std::vector<BlobRef>{published.ref});
     return published;
   }
 
@@ -411,7 +415,6 @@ class LocalBlobStore::Upload final : public BlobUpload {
         data_(std::move(data)),
         record_(std::move(record)),
         offset_(offset),
-        synced_(offset),
         hasher_(std::move(hasher)) {}
   ~Upload() override {
     MutexLock lock(&staged_->io);
@@ -426,15 +429,15 @@ class LocalBlobStore::Upload final : public BlobUpload {
     MutexLock lock(&staged_->io);
     OVPRESS_RETURN_IF_ERROR(CheckMine());
     if (offset != offset_) {
-      return absl::OutOfRangeError(absl::StrCat(
-          "write_offset ", offset, " must be ", offset_,
-          ", where the bytes so far end; ask QueryWriteStatus"));
+      return absl::OutOfRangeError(
+          absl::StrCat("write_offset ", offset, " must be ", offset_,
+                       ", where the bytes so far end; ask QueryWriteStatus"));
     }
     const uint64_t size = staged_->ref.size_bytes;
     if (bytes.size() > size - offset_) {
-      return absl::InvalidArgumentError(absl::StrCat(
-          "bytes up to ", offset_ + bytes.size(),
-          " go beyond the size in the resource name, ", size));
+      return absl::InvalidArgumentError(
+          absl::StrCat("bytes up to ", offset_ + bytes.size(),
+                       " go beyond the size in the resource name, ", size));
     }
     staged_->last_use = store_->Now();
     const std::string path = staged_->folder + "/data";
@@ -443,13 +446,15 @@ class LocalBlobStore::Upload final : public BlobUpload {
     offset_ += bytes.size();
     store_->staged_written_ += bytes.size();
     staged_->written = offset_;
-    if (offset_ - synced_ >= store_->options_.limits.sync_interval_bytes) {
+    if (offset_ - staged_->durable >=
+        store_->options_.limits.sync_interval_bytes) {
       return SyncLocked();
     }
     return absl::OkStatus();
   }
 
   absl::Status Finish() override {
+    absl::Status status;
     {
       MutexLock lock(&staged_->io);
       OVPRESS_RETURN_IF_ERROR(CheckMine());
@@ -463,17 +468,17 @@ class LocalBlobStore::Upload final : public BlobUpload {
       const std::string digest = hasher_.FinishHex();
       staged_->gone = true;
       if (digest != staged_->ref.sha256) {
-        status_ = absl::InvalidArgumentError(absl::StrCat(
+        status = absl::InvalidArgumentError(absl::StrCat(
             "the ", offset_, " bytes received have SHA-256 ", digest,
             ", the resource name says ", staged_->ref.sha256,
             "; the upload was dropped, sending the same again cannot help"));
       } else {
-        status_ = store_->Publish(staged_->folder + "/data", staged_->ref,
-                                  staged_->owner, /*pin=*/false);
+        status = store_->Publish(staged_->folder + "/data", staged_->ref,
+                                 staged_->owner, /*pin=*/false);
       }
     }
     store_->Forget(staged_);
-    return status_;
+    return status;
   }
 
  private:
@@ -484,18 +489,14 @@ class LocalBlobStore::Upload final : public BlobUpload {
     return absl::OkStatus();
   }
   absl::Status SyncLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(staged_->io) {
-    if (synced_ == offset_ && offset_ == staged_->durable) {
-      return absl::OkStatus();
-    }
+    if (offset_ == staged_->durable) return absl::OkStatus();
     OVPRESS_RETURN_IF_ERROR(SyncFile(data_.get(), staged_->folder + "/data"));
     // Fixed width: one write over the old text, within one sector.
     const std::string text = absl::StrCat(absl::Dec(offset_, absl::kZeroPad20));
-    OVPRESS_RETURN_IF_ERROR(WriteAll(
-        record_.get(), 0, std::as_bytes(std::span(text.data(), text.size())),
-        staged_->folder + "/record"));
+    OVPRESS_RETURN_IF_ERROR(
+        WriteAll(record_.get(), 0, AsBytes(text), staged_->folder + "/record"));
     OVPRESS_RETURN_IF_ERROR(
         SyncFile(record_.get(), staged_->folder + "/record"));
-    synced_ = offset_;
     staged_->durable = offset_;
     return absl::OkStatus();
   }
@@ -506,9 +507,7 @@ class LocalBlobStore::Upload final : public BlobUpload {
   const Fd data_;
   const Fd record_;
   uint64_t offset_;
-  uint64_t synced_;
   Sha256Hasher hasher_;
-  absl::Status status_;
 };
 
 // --- start-up ---
@@ -817,8 +816,7 @@ absl::Status LocalBlobStore::Verify(const BlobRef& ref) {
   const std::string path = BlobPath(ref);
   OVPRESS_ASSIGN_OR_RETURN(const Fd fd, Open(path, O_RDONLY));
   Sha256Hasher hasher;
-  const absl::Status read =
-      HashPrefix(fd.get(), ref.size_bytes, path, &hasher);
+  const absl::Status read = HashPrefix(fd.get(), ref.size_bytes, path, &hasher);
   if (read.ok() && hasher.FinishHex() == ref.sha256) return absl::OkStatus();
   if (options_.observer) options_.observer->OnBlobCorrupt(ref);
   MutexLock lock(&mutex_);
@@ -880,7 +878,8 @@ absl::StatusOr<BlobStore::OpenedUpload> LocalBlobStore::OpenUpload(
         of_owner += upload->owner == hash;
       }
       const bool owner_full = of_owner >= limits.max_owner_uploads;
-      if (owner_full || staged_.size() >= static_cast<size_t>(limits.max_uploads)) {
+      if (owner_full ||
+          staged_.size() >= static_cast<size_t>(limits.max_uploads)) {
         return LimitError(
             "too many unfinished uploads",
             {.limit = owner_full ? "max_owner_uploads" : "max_uploads",
@@ -908,7 +907,8 @@ absl::StatusOr<BlobStore::OpenedUpload> LocalBlobStore::OpenUpload(
         now - staged->last_use < limits.writer_takeover) {
       return WithRetryAfter(
           absl::AbortedError(absl::StrCat(
-              "another writer is at upload ", name.uuid, "; it gives way after ",
+              "another writer is at upload ", name.uuid,
+              "; it gives way after ",
               absl::FormatDuration(limits.writer_takeover), " of silence")),
           limits.writer_takeover);
     }
@@ -919,9 +919,8 @@ absl::StatusOr<BlobStore::OpenedUpload> LocalBlobStore::OpenUpload(
                        BlobName(name.ref), "\n");
       OVPRESS_ASSIGN_OR_RETURN(
           const Fd made, Open(staged->folder + "/record", O_WRONLY | O_CREAT));
-      OVPRESS_RETURN_IF_ERROR(WriteAll(
-          made.get(), 0,
-          std::as_bytes(std::span(record.data(), record.size())), "record"));
+      OVPRESS_RETURN_IF_ERROR(
+          WriteAll(made.get(), 0, AsBytes(record), "record"));
       OVPRESS_RETURN_IF_ERROR(SyncFile(made.get(), "record"));
     }
     const std::string path = staged->folder + "/data";
@@ -1011,9 +1010,9 @@ absl::StatusOr<std::unique_ptr<BlobWriter>> LocalBlobStore::CreateOutput(
       drawn = std::min<uint64_t>(size_bytes, held->left_);
       held->left_ -= drawn;
     }
-    const absl::Status room =
-        drawn == size_bytes ? absl::OkStatus()
-                            : MakeRoom(owner, hash, size_bytes - drawn);
+    const absl::Status room = drawn == size_bytes
+                                  ? absl::OkStatus()
+                                  : MakeRoom(owner, hash, size_bytes - drawn);
     if (!room.ok()) {
       if (drawn > 0) static_cast<ReservationImpl*>(reservation)->left_ += drawn;
       ::unlink(path.c_str());
@@ -1021,8 +1020,8 @@ absl::StatusOr<std::unique_ptr<BlobWriter>> LocalBlobStore::CreateOutput(
     }
     reserved_bytes_ += size_bytes - drawn;
   }
-  auto writer = std::make_unique<Writer>(this, std::move(fd), size_bytes, path,
-                                         hash);
+  auto writer =
+      std::make_unique<Writer>(this, std::move(fd), size_bytes, path, hash);
   return writer;
 }
 
@@ -1097,14 +1096,12 @@ absl::StatusOr<BlobWriter::Published> PublishBytes(
   OVPRESS_ASSIGN_OR_RETURN(
       const std::unique_ptr<BlobWriter> writer,
       store->CreateOutput(owner, bytes.size(), reservation));
-  OVPRESS_RETURN_IF_ERROR(writer->WriteAt(
-      0, std::as_bytes(std::span(bytes.data(), bytes.size()))));
+  OVPRESS_RETURN_IF_ERROR(writer->WriteAt(0, AsBytes(bytes)));
   return writer->Publish();
 }
 
 absl::StatusOr<std::string> ReadBlob(BlobStore* store, absl::string_view owner,
-                                     const BlobRef& ref,
-                                     uint64_t limit_bytes) {
+                                     const BlobRef& ref, uint64_t limit_bytes) {
   if (ref.size_bytes > limit_bytes) {
     return absl::ResourceExhaustedError(
         absl::StrCat(BlobName(ref), " is larger than ", limit_bytes, " bytes"));
@@ -1112,8 +1109,7 @@ absl::StatusOr<std::string> ReadBlob(BlobStore* store, absl::string_view owner,
   OVPRESS_ASSIGN_OR_RETURN(const std::unique_ptr<ByteSource> source,
                            store->OpenRead(owner, ref));
   std::string bytes(ref.size_bytes, '\0');
-  OVPRESS_RETURN_IF_ERROR(source->ReadAt(
-      0, std::as_writable_bytes(std::span(bytes.data(), bytes.size()))));
+  OVPRESS_RETURN_IF_ERROR(source->ReadAt(0, AsWritableBytes(bytes)));
   return bytes;
 }
 

@@ -4,6 +4,7 @@
 
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
+#include "core/base/io.h"
 #include "core/base/status_macros.h"
 #include "nlohmann/json.hpp"
 
@@ -78,7 +79,7 @@ absl::StatusOr<CompressionOptions> FromJson(Json json) {
     std::string hex;
     Take(json, "codebook_stored", &hex);
     const std::string stored = absl::HexStringToBytes(hex);
-    const auto bytes = std::as_bytes(std::span(stored.data(), stored.size()));
+    const auto bytes = AsBytes(stored);
     codebook.stored.assign(bytes.begin(), bytes.end());
     Take(json, "codebook_text", &options.codebook_text);
     options.codebook = std::make_shared<const Codebook>(std::move(codebook));

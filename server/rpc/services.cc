@@ -11,6 +11,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "absl/strings/strip.h"
+#include "core/base/io.h"
 #include "core/base/mutex.h"
 #include "core/base/status_macros.h"
 #include "google/bytestream/bytestream.grpc.pb.h"
@@ -28,10 +29,6 @@ namespace lro = google::longrunning;
 using Steady = std::chrono::steady_clock;
 
 constexpr absl::Duration kWaitMax = absl::Minutes(10);
-
-std::span<const std::byte> Bytes(const std::string& text) {
-  return std::as_bytes(std::span(text.data(), text.size()));
-}
 
 // Uploads, downloads and streams that are open: counts them against the limits
 // and ends those that moved no byte for too long.
@@ -85,9 +82,9 @@ class Transfers {
   absl::StatusOr<Handle> Open(grpc::ServerContext* context,
                               const std::string& owner) {
     MutexLock lock(&mutex_);
-    const auto of_owner = std::count_if(
-        entries_.begin(), entries_.end(),
-        [&](const Entry& entry) { return entry.owner == owner; });
+    const auto of_owner =
+        std::count_if(entries_.begin(), entries_.end(),
+                      [&](const Entry& entry) { return entry.owner == owner; });
     const bool full =
         entries_.size() >= static_cast<size_t>(limits_.max_transfers);
     if (full || of_owner >= limits_.max_transfers_per_owner) {
@@ -96,8 +93,8 @@ class Transfers {
           .subject = full ? "server" : absl::StrCat("client:", owner),
           .limit_value = static_cast<uint64_t>(
               full ? limits_.max_transfers : limits_.max_transfers_per_owner),
-          .requested = full ? entries_.size() + 1
-                            : static_cast<uint64_t>(of_owner) + 1,
+          .requested =
+              full ? entries_.size() + 1 : static_cast<uint64_t>(of_owner) + 1,
           .retry_after = absl::Seconds(2)};
       metrics_->OnAdmissionRejected(details.limit);
       return LimitError("too many transfers at a time", details);
@@ -200,7 +197,8 @@ class ByteStreamService final : public bs::ByteStream::Service {
       OVPRESS_ASSIGN_OR_RETURN(
           const UploadStatus status,
           options_.blobs->QueryUpload(OwnerOf(context), name));
-      response->set_committed_size(static_cast<int64_t>(status.committed_bytes));
+      response->set_committed_size(
+          static_cast<int64_t>(status.committed_bytes));
       response->set_complete(status.complete);
       return absl::OkStatus();
     };
@@ -244,9 +242,9 @@ class ByteStreamService final : public bs::ByteStream::Service {
                          " bytes in one message, at most ",
                          options_.transfer.max_chunk_bytes));
       }
-      OVPRESS_RETURN_IF_ERROR(upload.writer->Append(
-          static_cast<uint64_t>(request.write_offset()),
-          Bytes(request.data())));
+      OVPRESS_RETURN_IF_ERROR(
+          upload.writer->Append(static_cast<uint64_t>(request.write_offset()),
+                                AsBytes(request.data())));
       options_.metrics->OnTransferBytes(true, request.data().size());
       if (request.finish_write()) {
         OVPRESS_RETURN_IF_ERROR(upload.writer->Finish());
@@ -293,8 +291,7 @@ class ByteStreamService final : public bs::ByteStream::Service {
     while (left > 0) {
       std::string& data = *response.mutable_data();
       data.resize(std::min(left, options_.transfer.chunk_bytes));
-      OVPRESS_RETURN_IF_ERROR(source->ReadAt(
-          at, std::as_writable_bytes(std::span(data.data(), data.size()))));
+      OVPRESS_RETURN_IF_ERROR(source->ReadAt(at, AsWritableBytes(data)));
       const uint64_t size = data.size();
       if (!writer->Write(response)) return transfer.Broken();
       transfer.Touch();
@@ -319,7 +316,8 @@ absl::StatusOr<JobFilter> ParseFilter(const std::string& text) {
     const std::vector<std::string> parts =
         absl::StrSplit(term, absl::MaxSplits('=', 1));
     absl::string_view key = parts[0];
-    const auto state = parts.size() == 2 ? ParseJobState(parts[1]) : std::nullopt;
+    const auto state =
+        parts.size() == 2 ? ParseJobState(parts[1]) : std::nullopt;
     if (key == "state" && state.has_value()) {
       filter.states.push_back(*state);
     } else if (parts.size() == 2 && absl::ConsumePrefix(&key, "labels.")) {
@@ -346,8 +344,8 @@ class OperationsService final : public lro::Operations::Service {
                                ParseFilter(request->filter()));
       OVPRESS_ASSIGN_OR_RETURN(
           const JobManager::Page page,
-          options_.manager->List(OwnerOf(context), filter,
-                                 request->page_size(), request->page_token()));
+          options_.manager->List(OwnerOf(context), filter, request->page_size(),
+                                 request->page_token()));
       for (const JobView& view : page.jobs) {
         *response->add_operations() = OperationFromView(view);
       }
@@ -397,8 +395,9 @@ class OperationsService final : public lro::Operations::Service {
       OVPRESS_ASSIGN_OR_RETURN(const std::string id, JobIdOf(request->name()));
       absl::Duration left = kWaitMax;
       if (request->has_timeout()) {
-        left = std::min(left, absl::Seconds(request->timeout().seconds()) +
-                                  absl::Nanoseconds(request->timeout().nanos()));
+        left =
+            std::min(left, absl::Seconds(request->timeout().seconds()) +
+                               absl::Nanoseconds(request->timeout().nanos()));
       }
       // In slices, to see that the client is still there.
       while (true) {
@@ -481,9 +480,9 @@ class WeightCompressionService final : public v1::WeightCompression::Service {
       if (request->has_xml_blob()) {
         const BlobRef ref = RefFromProto(request->xml_blob());
         OVPRESS_RETURN_IF_ERROR(ValidateBlobRef(ref));
-        OVPRESS_ASSIGN_OR_RETURN(
-            xml, ReadBlob(options_.blobs, OwnerOf(context), ref,
-                          options_.jobs.max_xml_bytes));
+        OVPRESS_ASSIGN_OR_RETURN(xml,
+                                 ReadBlob(options_.blobs, OwnerOf(context), ref,
+                                          options_.jobs.max_xml_bytes));
       }
       OVPRESS_ASSIGN_OR_RETURN(const CompressionOptions options,
                                OptionsFromProto(request->options()));
@@ -550,14 +549,14 @@ class WeightCompressionService final : public v1::WeightCompression::Service {
       std::optional<absl::StatusOr<JobView>> view;
     };
     const auto latest = std::make_shared<Latest>();
-    OVPRESS_ASSIGN_OR_RETURN(
-        const std::unique_ptr<ovpress::Watch> watch,
-        options_.manager->Subscribe(
-            OwnerOf(context), id, [latest](const absl::StatusOr<JobView>& view) {
-              MutexLock lock(&latest->mutex);
-              latest->view = view;
-              latest->changed.SignalAll();
-            }));
+    OVPRESS_ASSIGN_OR_RETURN(const std::unique_ptr<ovpress::Watch> watch,
+                             options_.manager->Subscribe(
+                                 OwnerOf(context), id,
+                                 [latest](const absl::StatusOr<JobView>& view) {
+                                   MutexLock lock(&latest->mutex);
+                                   latest->view = view;
+                                   latest->changed.SignalAll();
+                                 }));
     while (!context->IsCancelled()) {
       std::optional<absl::StatusOr<JobView>> view;
       {
@@ -620,13 +619,12 @@ absl::Status WeightCompressionService::DoStream(grpc::ServerContext* context,
   const auto bin_size = static_cast<uint64_t>(open.bin_size());
   OVPRESS_ASSIGN_OR_RETURN(const CompressionOptions options,
                            OptionsFromProto(open.options()));
-  OVPRESS_ASSIGN_OR_RETURN(
-      const std::unique_ptr<StreamSlot> slot,
-      options_.manager->OpenStream(
-          {.owner = owner,
-           .priority = open.priority(),
-           .memory_budget_bytes = static_cast<uint64_t>(
-               open.settings().memory_budget_bytes())}));
+  OVPRESS_ASSIGN_OR_RETURN(const std::unique_ptr<StreamSlot> slot,
+                           options_.manager->OpenStream(
+                               {.owner = owner,
+                                .priority = open.priority(),
+                                .memory_budget_bytes = static_cast<uint64_t>(
+                                    open.settings().memory_budget_bytes())}));
   const auto chunk_ok = [this](const std::string& chunk) -> absl::Status {
     if (chunk.size() <= options_.transfer.max_chunk_bytes) {
       return absl::OkStatus();
@@ -650,8 +648,8 @@ absl::Status WeightCompressionService::DoStream(grpc::ServerContext* context,
   options_.metrics->OnTransferBytes(true, xml.size());
   if (!open.xml_sha256().empty() && Sha256Hex(xml) != open.xml_sha256()) {
     return absl::InvalidArgumentError(
-        absl::StrCat("the .xml has SHA-256 ", Sha256Hex(xml),
-                     ", open says ", open.xml_sha256().substr(0, 80)));
+        absl::StrCat("the .xml has SHA-256 ", Sha256Hex(xml), ", open says ",
+                     open.xml_sha256().substr(0, 80)));
   }
   OVPRESS_ASSIGN_OR_RETURN(const std::unique_ptr<Compression> compression,
                            Compression::Create(std::move(xml), options));
@@ -731,9 +729,8 @@ absl::Status WeightCompressionService::DoStream(grpc::ServerContext* context,
       while (sent < ready) {
         std::string& data = *response.mutable_bin_chunk();
         data.resize(std::min(chunk, ready - sent));
-        OVPRESS_RETURN_IF_ERROR(out->ReadAt(
-            sent, std::as_writable_bytes(std::span(data.data(), data.size()))));
-        hasher.Update(Bytes(data));
+        OVPRESS_RETURN_IF_ERROR(out->ReadAt(sent, AsWritableBytes(data)));
+        hasher.Update(AsBytes(data));
         sent += data.size();
         OVPRESS_RETURN_IF_ERROR(send(data.size()));
       }
@@ -770,9 +767,10 @@ absl::Status WeightCompressionService::DoStream(grpc::ServerContext* context,
       transfer.Touch();
       received = chunk_ok(request.bin_chunk());
       if (received.ok()) {
-        received = in->WriteAt(at, Bytes(request.bin_chunk()));
+        received = in->WriteAt(at, AsBytes(request.bin_chunk()));
       }
-      if (!open.bin_sha256().empty()) hasher.Update(Bytes(request.bin_chunk()));
+      if (!open.bin_sha256().empty())
+        hasher.Update(AsBytes(request.bin_chunk()));
       at += request.bin_chunk().size();
       options_.metrics->OnTransferBytes(true, request.bin_chunk().size());
     }

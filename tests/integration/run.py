@@ -43,9 +43,6 @@ def generate_stubs(folder: pathlib.Path):
         raise RuntimeError("protoc failed")
     sys.path.insert(0, str(folder))
 
-    for name in ("rpc", "longrunning", "bytestream"):
-        sys.modules.pop(f"google.{name}", None)
-
 
 class Server:
     def __init__(self, binary: pathlib.Path, data: pathlib.Path, *flags: str):
@@ -194,6 +191,13 @@ class Context:
         subprocess.run([self.ovpress, "compress", xml, "-o", out, "--quiet", *flags], check=True)
         return out.read_bytes(), out.with_suffix(".bin").read_bytes()
 
+    def large_model_files(self) -> tuple[pathlib.Path, bytes, bytes]:
+        xml, data = self.large_model()
+        path = self.work / "chain.xml"
+        path.write_bytes(xml)
+        path.with_suffix(".bin").write_bytes(data)
+        return path, xml, data
+
     def large_model(self) -> tuple[bytes, bytes]:
         """256 MB of weights in 64 constants, behind MatMuls in a chain."""
         rows = 1024
@@ -235,10 +239,7 @@ def test_job_equals_local_run(c: Context):
 
 
 def test_compress_stream_equals_local_run(c: Context):
-    xml, data = c.large_model()
-    path = c.work / "chain.xml"
-    path.write_bytes(xml)
-    path.with_suffix(".bin").write_bytes(data)
+    path, xml, data = c.large_model_files()
     with c.server() as server:
         client = server.client()
         for options, flags in (({"mode": "int8_sym"}, ["--mode=int8_sym"]), ({"mode": "int4_asym", "group_size": 64, "ratio": 0.6}, ["--mode=int4_asym", "--group-size=64", "--ratio=0.6"])):
@@ -372,10 +373,7 @@ def test_cancel_and_queue_limits(c: Context):
 
 
 def test_restart_with_a_running_job(c: Context):
-    xml, data = c.large_model()
-    path = c.work / "chain.xml"
-    path.write_bytes(xml)
-    path.with_suffix(".bin").write_bytes(data)
+    path, xml, data = c.large_model_files()
     expected = hashlib.sha256(c.local(path, "--mode=int4_sym", "--group-size=64")[1]).hexdigest()
     with c.server("--threads=1") as server:
         client = server.client()

@@ -25,10 +25,6 @@ namespace {
 namespace fs = std::filesystem;
 using testing::HasSubstr;
 
-std::span<const std::byte> Bytes(const std::string& text) {
-  return std::as_bytes(std::span(text.data(), text.size()));
-}
-
 class JobsTest : public testing::Test {
  protected:
   JobsTest() {
@@ -57,7 +53,7 @@ class JobsTest : public testing::Test {
     // After a crash it goes on where the durable bytes end.
     const uint64_t at = upload->writer->next_offset();
     const absl::Status status =
-        upload->writer->Append(at, Bytes(bytes).subspan(at));
+        upload->writer->Append(at, AsBytes(bytes).subspan(at));
     return status.ok() ? upload->writer->Finish() : status;
   }
   static bool Has(BlobStore& store, const std::string& owner,
@@ -114,9 +110,8 @@ TEST_F(JobsTest, EvictsTheLeastRecentlyUsedButNothingPinned) {
 
 TEST_F(JobsTest, ACrashAtAnyStepLosesNothingAcknowledged) {
   const std::string bytes(1000, 'x');
-  for (const std::string step :
-       {"upload_synced", "blob_renamed", "blob_synced", "marker_made",
-        "marker_synced"}) {
+  for (const std::string step : {"upload_synced", "blob_renamed", "blob_synced",
+                                 "marker_made", "marker_synced"}) {
     const std::string uuid = absl::StrReplaceAll(step, {{"_", "-"}});
     crash_point_ = [&step](absl::string_view at) {
       return at == step ? absl::AbortedError("crash") : absl::OkStatus();
@@ -142,17 +137,17 @@ TEST_F(JobsTest, ASecondWriterWaitsAndThenTakesOver) {
   const std::string bytes = "0123456789";
   const UploadName name{.uuid = "u", .ref = BlobRefOf(bytes)};
   auto first = store->OpenUpload("o", name);
-  ASSERT_TRUE(first->writer->Append(0, Bytes("01234")).ok());
+  ASSERT_TRUE(first->writer->Append(0, AsBytes("01234")).ok());
   EXPECT_EQ(store->OpenUpload("o", name).status().code(),
             absl::StatusCode::kAborted);
   clock_.Advance(absl::Minutes(1));
   auto second = store->OpenUpload("o", name);
   ASSERT_TRUE(second.ok());
-  EXPECT_EQ(first->writer->Append(5, Bytes("56789")).code(),
+  EXPECT_EQ(first->writer->Append(5, AsBytes("56789")).code(),
             absl::StatusCode::kAborted);
   // Nothing was durable yet, so it starts over.
   EXPECT_EQ(second->writer->next_offset(), 0u);
-  ASSERT_TRUE(second->writer->Append(0, Bytes(bytes)).ok());
+  ASSERT_TRUE(second->writer->Append(0, AsBytes(bytes)).ok());
   ASSERT_TRUE(second->writer->Finish().ok());
   EXPECT_TRUE(Has(*store, "o", bytes));
 }
@@ -204,7 +199,8 @@ TEST_F(JobsTest, StoredJobsKeepTheirTokensAndEnds) {
     ASSERT_FALSE((*store)->Insert(job)->existed);
     job.id = "b";
     EXPECT_EQ((*store)->Insert(job)->job.id, "a");
-    const auto claimed = (*store)->Claim("a", "s1", now, now + absl::Seconds(30));
+    const auto claimed =
+        (*store)->Claim("a", "s1", now, now + absl::Seconds(30));
     ASSERT_TRUE(claimed.ok());
     EXPECT_EQ((*store)->Claim("a", "s2", now, now).status().code(),
               absl::StatusCode::kAborted);
@@ -215,8 +211,9 @@ TEST_F(JobsTest, StoredJobsKeepTheirTokensAndEnds) {
     JobOutcome outcome{.error = WithReason(absl::DataLossError("bad"), "WHY"),
                        .finished = now,
                        .expires = now + absl::Hours(1)};
-    EXPECT_EQ((*store)->Finish("a", claimed->lease.fencing_token, outcome).code(),
-              absl::StatusCode::kAborted);
+    EXPECT_EQ(
+        (*store)->Finish("a", claimed->lease.fencing_token, outcome).code(),
+        absl::StatusCode::kAborted);
     ASSERT_TRUE(
         (*store)->Finish("a", stolen->lease.fencing_token, outcome).ok());
   }
@@ -311,10 +308,9 @@ TEST(OptionsJsonTest, KeepsEveryOptionAndRefusesUnknownOnes) {
   ASSERT_TRUE(back.ok()) << back.status();
   EXPECT_EQ(CanonicalOptions(*back), CanonicalOptions(options));
   EXPECT_EQ(OptionsToJson(*back), OptionsToJson(options));
-  EXPECT_THAT(OptionsFromJson(R"({"mode":"int8_asym","new":1})")
-                  .status()
-                  .message(),
-              HasSubstr("new"));
+  EXPECT_THAT(
+      OptionsFromJson(R"({"mode":"int8_asym","new":1})").status().message(),
+      HasSubstr("new"));
   EXPECT_FALSE(OptionsFromJson("{").ok());
 }
 
@@ -361,8 +357,7 @@ TEST_F(JobsTest, ManagerRunsCancelsRequeuesAndAnswersFromTheCache) {
     auto manager = *JobManager::Create(options);
     const auto first = manager->Submit(spec);
     ASSERT_TRUE(first.ok()) << first.status();
-    const auto done =
-        manager->Wait(owner, first->record.id, absl::Seconds(30));
+    const auto done = manager->Wait(owner, first->record.id, absl::Seconds(30));
     EXPECT_EQ(done->record.state, JobState::kSucceeded) << done->record.error;
     EXPECT_EQ(manager->Get("someone else", first->record.id).status().code(),
               absl::StatusCode::kNotFound);
