@@ -45,14 +45,12 @@ LABEL org.opencontainers.image.title="ovpress" \
       org.opencontainers.image.base.name="${BASE}" \
       org.opencontainers.image.base.digest="${BASE_DIGEST}"
 COPY --from=build /rootfs/ /
-# `ovpress health`, `ovpress list` and so on inside the container mean this server.
-ENV OVPRESS_SERVER=127.0.0.1:8470
 USER 65532:65532
 WORKDIR /data
 VOLUME /data
 EXPOSE 8470 8471
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s \
-  CMD ["/usr/bin/ovpress", "health", "--retry-seconds", "0"]
+  CMD ["/usr/bin/ovpress", "health", "--server", "127.0.0.1:8470", "--retry-seconds", "0"]
 ENTRYPOINT ["/usr/bin/ovpress-server", "--data-dir=/data"]
 CMD ["--listen=0.0.0.0:8470", "--metrics=0.0.0.0:8471", "--log-format=json"]
