@@ -81,10 +81,14 @@ def accumulate(folder: pathlib.Path, documents: list[dict], generated: list[dict
     for name in spec.get("resources", []):
         path = folder / name
         if path.is_dir():
-            accumulate(path, documents, generated)
+            # Its own list: what it changes is not what stands beside it.
+            below: list[dict] = []
+            accumulate(path, below, generated)
+            documents += below
         else:
             documents += copy.deepcopy(load_all(path))
     for name in spec.get("components", []):
+        # A component changes what the folder has so far.
         accumulate(folder / name, documents, generated)
     for entry in spec.get("configMapGenerator", []):
         data = {pathlib.Path(f).name: (folder / f).read_text() for f in entry["files"]}

@@ -158,7 +158,7 @@ class Context:
 
 def flags_of(help_text: str) -> set[str]:
     flags = set(re.findall(r"^\s+(?:-\w,)?(--[\w-]+)", help_text, re.M))
-    assert len(flags) > 2, help_text
+    assert "--help" in flags, help_text
     return flags
 
 
@@ -454,8 +454,8 @@ def test_secrets_are_not_claimed_to_work(c: Context):
 
 def test_job_templates_run(c: Context):
     """The templates' own arguments, with /models mapped to a folder."""
-    with Server(c) as server:
-        for name, document in jobs().items():
+    for name, document in jobs().items():
+        with Server(c) as server:
             container = kustomize.containers(document)[0]
             assert container["command"] == ["/usr/bin/ovpress"] and container["volumeMounts"][0]["mountPath"] == "/models"
             models = c.work / name
@@ -466,7 +466,8 @@ def test_job_templates_run(c: Context):
             assert answer.returncode == 0, f"{name}: {answer.stderr}"
             output = next(a for a in arguments if a.startswith("--output=")).removeprefix("--output=")
             assert pathlib.Path(output).with_suffix(".bin").stat().st_size > 0
-            assert ("ovpress_jobs_total{" in server.metrics()) == ("OVPRESS_SERVER" in environment), f"{name}: on the server or not"
+            on_server = "ovpress_jobs_total{" in server.metrics()
+            assert on_server == ("OVPRESS_SERVER" in environment), f"{name}: on the server or not"
 
 
 # --- image and compose ---
