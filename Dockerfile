@@ -1,29 +1,56 @@
-# ovpress: the server and the command, nothing else but their libraries.
-#   docker build -t ovpress . && docker run -p 8470:8470 -v ovpress:/data ovpress
+# ovpress as an image: the server, the command, the libraries they load, nothing else.
+#   scripts/build-image          docker, podman or buildah, whichever is there
+#   scripts/test-image           compresses a model inside the image
+#   docker run -p 8470:8470 -v ovpress:/data --read-only ovpress
+#
+# Build arguments (scripts/build-image sets the ones marked *):
+#   BASE, BASE_DIGEST*     what the builder starts from; a digest pins it
+#   SOURCE_DATE_EPOCH*     the time that every file gets; the commit's
+#   VERSION*, REVISION*    what the labels say
+#   TESTS                  CTest's regular expression of what must pass; - for none
+#   JOBS                   compilers at a time
+# The architecture is the builder's: `--platform linux/arm64` (docker, podman) or `--arch arm64` (buildah).
 ARG BASE=debian:bookworm-slim
-FROM ${BASE} AS build
+ARG BASE_DIGEST=
+FROM ${BASE}${BASE_DIGEST:+@${BASE_DIGEST}} AS build
 WORKDIR /src
 COPY scripts/install-deps scripts/install-deps
 RUN scripts/install-deps build
 COPY . .
-RUN cmake --preset release -DOVPRESS_BUILD_BENCH=OFF -DOVPRESS_BUILD_TESTS=OFF \
- && cmake --build --preset release -j "$(nproc)" \
- && DESTDIR=/out cmake --install build/release --prefix /usr --strip \
- && mkdir -p /out/libs \
- && ldd /out/usr/bin/ovpress /out/usr/bin/ovpress-server | awk '$3 ~ /^\// { print $3 }' | sort -u \
-  | grep -Ev '/(libc|libm|libdl|librt|libpthread|libresolv)\.so' | xargs -I{} cp -L {} /out/libs
+# The programs that need no network, no Python and less than a minute: the
+# arithmetic, the engine, the store and the queue, as built for this image.
+ARG TESTS="^(base|quant|ir|engine|jobs)_test$"
+ARG JOBS=
+RUN --mount=type=cache,target=/root/.cache/ccache \
+    targets="ovpress ovpress-server" \
+ && if [ "${TESTS}" != - ]; then targets="${targets} base_test quant_test ir_test engine_test jobs_test"; fi \
+ && cmake --preset release -DOVPRESS_BUILD_BENCH=OFF \
+      -DCMAKE_C_COMPILER_LAUNCHER=ccache -DCMAKE_CXX_COMPILER_LAUNCHER=ccache \
+ && cmake --build --preset release -j "${JOBS:-$(nproc)}" --target ${targets} \
+ && if [ "${TESTS}" != - ]; then ctest --preset release -R "${TESTS}"; fi \
+ && DESTDIR=/out cmake --install build/release --prefix /usr --strip
+ARG SOURCE_DATE_EPOCH=0
+RUN deploy/image/make-rootfs /rootfs /out/usr/bin/ovpress /out/usr/bin/ovpress-server
 
-FROM ${BASE}
+FROM scratch
+ARG VERSION=dev
+ARG REVISION=unknown
+ARG BASE
+ARG BASE_DIGEST
 LABEL org.opencontainers.image.title="ovpress" \
       org.opencontainers.image.description="Weight compression of OpenVINO IR models as a gRPC service" \
-      org.opencontainers.image.licenses="Apache-2.0"
-COPY --from=build /out/libs/ /usr/lib/ovpress/
-ENV LD_LIBRARY_PATH=/usr/lib/ovpress
-COPY --from=build /out/usr/bin/ovpress /out/usr/bin/ovpress-server /usr/bin/
-RUN mkdir /data && chown 65532:65532 /data
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}" \
+      org.opencontainers.image.base.name="${BASE}" \
+      org.opencontainers.image.base.digest="${BASE_DIGEST}"
+COPY --from=build /rootfs/ /
 USER 65532:65532
+WORKDIR /data
 VOLUME /data
 EXPOSE 8470 8471
-HEALTHCHECK --interval=10s --timeout=5s CMD ["/usr/bin/ovpress", "health", "--server", "127.0.0.1:8470", "--retry-seconds", "0"]
+STOPSIGNAL SIGTERM
+HEALTHCHECK --interval=10s --timeout=5s --start-period=60s \
+  CMD ["/usr/bin/ovpress", "health", "--server", "127.0.0.1:8470", "--retry-seconds", "0"]
 ENTRYPOINT ["/usr/bin/ovpress-server", "--data-dir=/data"]
 CMD ["--listen=0.0.0.0:8470", "--metrics=0.0.0.0:8471", "--log-format=json"]
