@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Awaitable, Callable, Dict, Iterator, List
 
 from . import _messages as pb
 from ._channel import Settings
-from ._files import Output, bin_path, check_distinct, chunks, hash_file, input_paths, output_path
+from ._files import Hasher, Output, bin_path, check_distinct, chunks, input_paths, output_path
 from ._transport import Transport
 from .errors import (
     AbortedError,
@@ -189,16 +189,17 @@ class Core:
 
             def requests() -> Iterator[pb.WriteRequest]:
                 for at, data in chunks(path, start, blob.size_bytes):
-                    end = at + len(data)
                     yield pb.WriteRequest(
                         resource_name=name if at == start else "",
                         write_offset=at,
                         data=data,
-                        finish_write=end == blob.size_bytes,
+                        finish_write=at + len(data) == blob.size_bytes,
                     )
-                    at_byte(end)
 
-            answer = await self._transport.client_stream(_BYTES + "Write", requests(), pb.WriteResponse)
+            def on_sent(request: pb.WriteRequest) -> None:
+                at_byte(request.write_offset + len(request.data))
+
+            answer = await self._transport.client_stream(_BYTES + "Write", requests(), pb.WriteResponse, on_sent)
             if answer.committed_size != blob.size_bytes:
                 raise UnavailableError(f"the server took {answer.committed_size} of {blob.size_bytes} bytes")
 
@@ -215,14 +216,15 @@ class Core:
         which the first file (the .xml) must allow, they are checked before the
         second one is sent."""
         total = sum(path.stat().st_size for path in files if path is not None)
-        hashed = 0
-
-        def moved(count: int) -> None:
-            nonlocal hashed
-            hashed += count
-            report("hashing", hashed, total)
-
-        blobs = [await self._transport.work(hash_file, path, moved) for path in files]
+        blobs: List[Blob] = []
+        for path in files:
+            hasher = await self._transport.work(Hasher, path)
+            try:
+                while await self._transport.work(hasher.step):
+                    report("hashing", sum(blob.size_bytes for blob in blobs) + hasher.size, total)
+            finally:
+                hasher.close()
+            blobs.append(hasher.blob())
         missing = await self._find_missing(blobs)
         total = sum(blob.size_bytes for blob in blobs)
         before = 0
@@ -247,17 +249,14 @@ class Core:
     async def fetch(self, blob: Blob, out: Output, at_byte: Callable[[int], None]) -> None:
         """Downloads one blob; goes on after breaks, checks the digest at the end."""
 
-        def take(data: bytes) -> None:
-            out.append(data)
-            at_byte(out.size)
-
         async def attempt(attempts: _Attempts) -> None:
             async def on_message(message: pb.ReadResponse) -> None:
                 if out.size + len(message.data) > blob.size_bytes:
                     raise DataLossError(f"the server sent more than the {blob.size_bytes} bytes of {blob.name}")
                 if message.data:
                     attempts.progressed = True
-                    await self._transport.work(take, message.data)
+                    await self._transport.work(out.append, message.data)
+                    at_byte(out.size)
 
             request = pb.ReadRequest(resource_name=blob.name, read_offset=out.size)
             await self._transport.server_stream(_BYTES + "Read", request, pb.ReadResponse, on_message)

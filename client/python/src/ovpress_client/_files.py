@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import pathlib
 import secrets
-from typing import IO, TYPE_CHECKING, Callable, Iterator, Optional, Tuple, Union
+from typing import IO, TYPE_CHECKING, Iterator, Optional, Tuple, Union
 
 from .errors import DataLossError
 from .models import Blob
@@ -51,19 +52,29 @@ def check_distinct(inputs: Tuple[Optional[pathlib.Path], ...], xml: pathlib.Path
                 raise ValueError(f"{out} is the input; the output needs another name")
 
 
-def hash_file(path: Optional[pathlib.Path], moved: Callable[[int], None]) -> Blob:
-    """The blob that is in the file; `moved` hears of each piece's bytes."""
-    digest, size = hashlib.sha256(), 0
-    if path is not None:
-        with open(path, "rb") as file:
-            while True:
-                data = file.read(CHUNK_BYTES)
-                if not data:
-                    break
-                digest.update(data)
-                size += len(data)
-                moved(len(data))
-    return Blob(digest.hexdigest(), size)
+class Hasher:
+    """Finds the blob that is in a file, piece by piece; no file: no bytes."""
+
+    # Larger than what is sent: with asyncio each piece is a trip to a thread.
+    _PIECE_BYTES = 8 << 20
+
+    def __init__(self, path: Optional[pathlib.Path]) -> None:
+        self._file: IO[bytes] = io.BytesIO() if path is None else open(path, "rb")
+        self._digest = hashlib.sha256()
+        self.size = 0
+
+    def step(self) -> bool:
+        """False at the end."""
+        data = self._file.read(self._PIECE_BYTES)
+        self._digest.update(data)
+        self.size += len(data)
+        return bool(data)
+
+    def close(self) -> None:
+        self._file.close()
+
+    def blob(self) -> Blob:
+        return Blob(self._digest.hexdigest(), self.size)
 
 
 def chunks(path: Optional[pathlib.Path], start: int, size: int) -> Iterator[Tuple[int, bytes]]:

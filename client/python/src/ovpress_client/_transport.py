@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import abc
 import asyncio
+import contextlib
+import queue
 import threading
 import time
 from typing import TYPE_CHECKING, Any, Awaitable, Callable, Coroutine, Iterator, Optional, Type, TypeVar
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from google.protobuf.message import Message
 
 T = TypeVar("T")
+Request = TypeVar("Request", bound="Message")
 Response = TypeVar("Response", bound="Message")
 
 
@@ -45,7 +48,9 @@ class Transport(abc.ABC):
     async def unary(self, method: str, request: Message, response: Type[Response], timeout: float) -> Response: ...
 
     @abc.abstractmethod
-    async def client_stream(self, method: str, requests: Iterator[Message], response: Type[Response]) -> Response:
+    async def client_stream(
+        self, method: str, requests: Iterator[Request], response: Type[Response], on_sent: Callable[[Request], None]
+    ) -> Response:
         """Sends what `requests` yields until the server answers, which may be
         early. UnavailableError if nothing moves for idle_timeout."""
 
@@ -87,41 +92,45 @@ class BlockingTransport(Transport):
             raise error_from_rpc(error) from None
         return answer
 
-    async def client_stream(self, method: str, requests: Iterator[Message], response: Type[Response]) -> Response:
-        failures = []
-        last = time.monotonic()
-
-        def guarded() -> Iterator[Message]:  # runs in a thread of gRPC
-            nonlocal last
-            try:
-                for request in requests:
-                    last = time.monotonic()
-                    yield request
-            except BaseException as error:
-                # gRPC would turn it into a status; the caller gets it as it is.
-                failures.append(error)
-                raise
-
+    async def client_stream(
+        self, method: str, requests: Iterator[Request], response: Type[Response], on_sent: Callable[[Request], None]
+    ) -> Response:
+        # gRPC takes the messages on a thread of its own. Here they are read and
+        # reported on the caller's: its files, its exceptions, its Ctrl-C.
+        pending: queue.Queue[Optional[Request]] = queue.Queue(maxsize=2)
         call: Any = self._channel.stream_unary(
             method, request_serializer=_serialize, response_deserializer=response.FromString
-        ).future(guarded(), metadata=self._settings.metadata())
+        ).future(iter(pending.get, None), metadata=self._settings.metadata())
+        idle = self._settings.idle_timeout
         try:
-            while True:
-                try:
-                    # In slices, to see an idle stream; an answer wakes it at once.
-                    answer: Response = call.result(timeout=0.2)
-                    return answer
-                except grpc.FutureTimeoutError:
-                    if time.monotonic() - last > self._settings.idle_timeout:
-                        raise _idle(self._settings.idle_timeout) from None
+            for request in _and_none(requests):
+                last = time.monotonic()
+                while not call.done():  # an answer may come before all is sent
+                    try:
+                        pending.put(request, timeout=0.2)
+                        break
+                    except queue.Full:
+                        if time.monotonic() - last > idle:
+                            raise _idle(idle) from None
+                if call.done():
+                    break
+                if request is not None:
+                    on_sent(request)
+            answer: Response = call.result(timeout=idle)
+            return answer
+        except grpc.FutureTimeoutError:
+            raise _idle(idle) from None
         except grpc.RpcError as error:
-            if failures:
-                raise failures[0] from None
             raise error_from_rpc(error) from None
         except grpc.FutureCancelledError:
             raise UnavailableError("the channel was closed") from None
         finally:
             call.cancel()
+            # Let gRPC's thread go.
+            with contextlib.suppress(queue.Empty):
+                while True:
+                    pending.get_nowait()
+            pending.put_nowait(None)
 
     async def server_stream(
         self, method: str, request: Message, response: Type[Response], on_message: Callable[[Response], Awaitable[None]]
@@ -184,9 +193,12 @@ class AsyncTransport(Transport):
         self._settings = settings
         # Any: the stubs of grpc.aio that there are miss defaults.
         self._channel: Any = settings.open_async()
+        self._uploads: Optional[grpc.Channel] = None
 
     async def close(self) -> None:
         await self._channel.close()
+        if self._uploads is not None:
+            self._uploads.close()
 
     async def unary(self, method: str, request: Message, response: Type[Response], timeout: float) -> Response:
         call = self._channel.unary_unary(
@@ -198,33 +210,66 @@ class AsyncTransport(Transport):
             raise error_from_rpc(error) from None
         return answer
 
-    async def client_stream(self, method: str, requests: Iterator[Message], response: Type[Response]) -> Response:
-        call = self._channel.stream_unary(
-            method, request_serializer=_serialize, response_deserializer=response.FromString
-        )(metadata=self._settings.metadata())
+    async def client_stream(
+        self, method: str, requests: Iterator[Request], response: Type[Response], on_sent: Callable[[Request], None]
+    ) -> Response:
+        # By a blocking channel, whose calls are futures with a thread of gRPC's
+        # own: when a server ends a call early, grpc.aio may put "Internal error
+        # from Core" over the status that came (grpc/grpc issue 36066), and an
+        # upload that was refused, or taken at once, could not be told from a
+        # broken one.
+        if self._uploads is None:
+            self._uploads = self._settings.open()
+        loop = asyncio.get_running_loop()
+        moved = asyncio.Event()
+        room = 2  # messages that may wait for gRPC
+        pending: queue.SimpleQueue[Optional[Request]] = queue.SimpleQueue()
+
+        def tell(function: Callable[[], None]) -> None:  # from gRPC's threads
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(function)
+
+        def more_room() -> None:
+            nonlocal room
+            room += 1
+            moved.set()
+
+        def take() -> Optional[Request]:
+            request = pending.get()
+            tell(more_room)
+            return request
+
         idle = self._settings.idle_timeout
+        call: Any = self._uploads.stream_unary(
+            method, request_serializer=_serialize, response_deserializer=response.FromString
+        ).future(iter(take, None), metadata=self._settings.metadata())
+        call.add_done_callback(lambda _: tell(moved.set))
         try:
-            while True:
+            while not call.done():
                 request = await self.work(next, requests, None)
-                if request is None or call.done():
+                while room == 0 and not call.done():
+                    moved.clear()
+                    await asyncio.wait_for(moved.wait(), idle)
+                pending.put(request)
+                room -= 1
+                if request is None:
                     break
-                try:
-                    await asyncio.wait_for(call.write(request), idle)
-                except (asyncio.InvalidStateError, grpc.RpcError):
-                    break  # the server answered before all was sent; the answer says why
-            if not call.done():
-                try:
-                    await asyncio.wait_for(call.done_writing(), idle)
-                except (asyncio.InvalidStateError, grpc.RpcError):
-                    pass
-            answer: Response = await asyncio.wait_for(_answer(call), idle)
+                on_sent(request)
+            while not call.done():
+                moved.clear()
+                if not call.done():
+                    await asyncio.wait_for(moved.wait(), idle)
+            answer: Response = call.result(timeout=0)
             return answer
         except asyncio.TimeoutError:
             raise _idle(idle) from None
         except grpc.RpcError as error:
             raise error_from_rpc(error) from None
+        except grpc.FutureCancelledError:
+            raise UnavailableError("the channel was closed") from None
         finally:
             call.cancel()
+            pending.put(None)  # let gRPC's thread go
 
     async def server_stream(
         self, method: str, request: Message, response: Type[Response], on_message: Callable[[Response], Awaitable[None]]
@@ -253,8 +298,9 @@ class AsyncTransport(Transport):
         return await asyncio.get_running_loop().run_in_executor(None, function, *arguments)
 
 
-async def _answer(call: Any) -> Any:
-    return await call
+def _and_none(items: Iterator[T]) -> Iterator[Optional[T]]:
+    yield from items
+    yield None
 
 
 def _serialize(message: Message) -> bytes:

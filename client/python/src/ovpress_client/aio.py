@@ -20,9 +20,8 @@ class AsyncClient:
     """`Client` for asyncio: the same arguments and methods, awaited. Make and
     use it on one running event loop; `async with`, or await `close()`.
 
-    File reads, writes and digests run in the loop's default executor, and so
-    does the "hashing" and "downloading" progress; the rest of the progress is
-    called on the loop. A cancelled task cancels its job, as Ctrl-C does.
+    File reads, writes and digests run in the loop's default executor; progress
+    is called on the loop. A cancelled task cancels its job, as Ctrl-C does.
     """
 
     def __init__(
