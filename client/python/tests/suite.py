@@ -22,6 +22,7 @@ import re
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -111,20 +112,24 @@ class Server:
             self.kill()
 
 
-class CuttingProxy:
-    """Passes TCP on and resets each connection after `limit` bytes, `cuts` times."""
+class Proxy:
+    """Passes TCP on. Cuts each connection after `limit` bytes, `cuts` times; with
+    `tls` it speaks TLS to the client."""
 
-    def __init__(self, target_port: int, limit: int, cuts: int):
-        self.target_port, self.limit, self.cuts = target_port, limit, cuts
+    def __init__(self, target_port: int, limit: int = 0, cuts: int = 0, tls: ssl.SSLContext | None = None):
+        self.target_port, self.limit, self.cuts, self.tls = target_port, limit, cuts, tls
         self.cut = 0
         self.listener = socket.create_server(("127.0.0.1", 0))
-        self.address = f"127.0.0.1:{self.listener.getsockname()[1]}"
+        self.port = self.listener.getsockname()[1]
+        self.address = f"127.0.0.1:{self.port}"
         threading.Thread(target=self._accept, daemon=True).start()
 
     def _accept(self) -> None:
         with contextlib.suppress(OSError):
             while True:
                 near, _ = self.listener.accept()
+                if self.tls:
+                    near = self.tls.wrap_socket(near, server_side=True)
                 far = socket.create_connection(("127.0.0.1", self.target_port))
                 passed = [0]
                 for a, b in ((near, far), (far, near)):
@@ -145,7 +150,7 @@ class CuttingProxy:
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
 
-    def __enter__(self) -> CuttingProxy:
+    def __enter__(self) -> Proxy:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -437,7 +442,7 @@ def test_download_goes_on_after_a_killed_server(c: Context):
 def test_cut_connections(c: Context):
     model = c.large_model(16)
     expected = c.local(model, "--mode=int8_asym")
-    with c.server() as server, CuttingProxy(server.port, limit=24 << 20, cuts=6) as proxy, Client(proxy.address) as client:
+    with c.server() as server, Proxy(server.port, limit=24 << 20, cuts=6) as proxy, Client(proxy.address) as client:
         result = client.compress(model, c.work / "o.xml", mode="int8_asym")
         assert (result.xml.read_bytes(), result.bin.read_bytes()) == expected
         # 64 MiB up, 16 down, through connections of 24 MiB.
@@ -731,11 +736,20 @@ def test_raising_progress_cancels(c: Context):
     with c.server("--threads=1") as server, Client(server.address) as client:
         expect(LookupError, lambda: client.compress(model, c.work / "o.xml", progress=progress, **SLOW), "enough")
         assert client.watch(client.list()[0]).state == "CANCELLED"
-        # A failure of our own side leaves the job and its result.
-        (c.work / "file").write_text("")
-        error = expect(OSError, lambda: client.compress(model, c.work / "file/o.xml", **SLOW))
-        assert not isinstance(error, errors.OvpressError)
-        assert client.list(limit=1)[0].state == "SUCCEEDED"
+        # A failure of our own side, here the folder that became a file, leaves
+        # the job and its result.
+        out = c.work / "out"
+
+        def spoil(phase: str, done: int, total: int) -> None:
+            if phase == "uploading" and out.is_dir():
+                out.rmdir()
+                out.write_text("")
+
+        expect(OSError, lambda: client.compress(model, out / "o.xml", progress=spoil, **SLOW))
+        assert client.list(limit=1)[0].state == "SUCCEEDED" and len(client.list()) == 2
+        # What can be seen before the work is.
+        expect(OSError, lambda: client.compress(model, out / "o.xml", **SLOW))
+        assert len(client.list()) == 2
 
 
 @test()
@@ -1034,6 +1048,252 @@ def test_types(c: Context):
     wrong.write_text("import ovpress_client\nc = ovpress_client.Client('h:1')\nc.compress('a.xml', 'b.xml', group_sze=3)\nx: int = c.list()\n")
     done = mypy("--config-file=", wrong)
     assert 'Unexpected keyword argument "group_sze"' in done.stdout and "Found 2 errors" in done.stdout, done.stdout
+
+
+# --- examples and README ---
+
+EXAMPLES = PACKAGE / "examples"
+
+
+def code_blocks() -> list[tuple[str, str]]:
+    """(where, Python code) of all that is shown to users."""
+    blocks = [(path.name, path.read_text()) for path in sorted(EXAMPLES.glob("*.py"))]
+    for path in sorted(EXAMPLES.glob("*.y*ml")):
+        for text in python_in(load_yaml(path)):
+            blocks.append((path.name, text))
+    readme = (PACKAGE / "README.md").read_text()
+    blocks += [("README.md", text) for text in re.findall(r"^```python\n(.*?)^```", readme, re.M | re.S)]
+    return blocks
+
+
+def load_yaml(path: pathlib.Path):
+    import yaml
+
+    return yaml.safe_load(path.read_text())
+
+
+def python_in(node) -> list[str]:
+    """The scripts of an Argo template or a GitHub Actions job."""
+    found = []
+    if isinstance(node, dict):
+        if "source" in node:
+            found.append(node["source"])
+        if node.get("shell") == "python":
+            found.append(node["run"])
+        for value in node.values():
+            found += python_in(value)
+    elif isinstance(node, list):
+        for value in node:
+            found += python_in(value)
+    return found
+
+
+@test("crowded")
+def test_examples_use_what_there_is(c: Context):
+    methods = {name: getattr(Client, name) for name in ("compress", "submit", "status", "watch", "download", "list", "cancel", "delete", "estimate")}
+    known = {name: {*inspect.signature(method).parameters} for name, method in methods.items()}
+    for name, keywords in (("compress", options.JobKeywords), ("submit", options.JobKeywords), ("estimate", options.CompressionKeywords)):
+        known[name] = known[name] - {"options"} | set(keywords.__annotations__)
+    known["Client"] = known["AsyncClient"] = {*inspect.signature(Client.__init__).parameters}
+    known["compress_weights"] = {*inspect.signature(ovpress_client.compress_weights).parameters} - {"options"} | set(options.CompressionKeywords.__annotations__)
+    known["IgnoredScope"] = {*ovpress_client.IgnoredScope.__dataclass_fields__}
+    seen = set()
+    blocks = code_blocks()
+    assert len([b for b in blocks if b[0] == "README.md"]) > 3 and {b[0] for b in blocks} >= {path.name for path in EXAMPLES.iterdir() if path.suffix != ".sh" and path.is_file()}
+    for where, text in blocks:
+        tree = ast.parse(text)
+        compile(tree, where, "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "ovpress_client":
+                assert hasattr(ovpress_client, node.attr), f"{where}: ovpress_client.{node.attr}"
+            if isinstance(node, ast.ImportFrom) and node.module == "ovpress_client":
+                assert all(hasattr(ovpress_client, alias.name) for alias in node.names), where
+            if not isinstance(node, ast.Call):
+                continue
+            name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+            if name == "compress" and isinstance(node.func, ast.Name):
+                continue  # a function of the example's own
+            for keyword in node.keywords:
+                if name in known and keyword.arg is not None:
+                    seen.add(name)
+                    assert keyword.arg in known[name], f"{where}: {name}({keyword.arg}=)"
+    assert {"compress", "submit", "Client", "compress_weights", "IgnoredScope"} <= seen, seen
+    # Command lines: each flag is in --help of its command.
+    texts = [(path.name, path.read_text()) for path in (*EXAMPLES.glob("*.sh"), PACKAGE / "README.md")]
+    lines = [(where, line) for where, text in texts for line in text.replace("\\\n", " ").splitlines() if re.match(r"(\$ )?ovpress \w", line)]
+    container = next(t["container"] for t in load_yaml(EXAMPLES / "argo.yaml")["spec"]["templates"] if "container" in t)
+    lines.append(("argo.yaml", " ".join([*container["command"], *container["args"]])))
+    for where, line in lines:
+        command = re.search(r"ovpress (\w+)", line).group(1)
+        text = subprocess.run([c.ovpress, command, "--help"], capture_output=True, text=True, check=True).stdout
+        for flag in re.findall(r"(?<!\S)--[a-z-]+", line):
+            assert re.search(rf"{flag}\b(?!-)", text), f"{where}: ovpress {command} has no {flag}"
+    assert len(lines) >= 2
+
+
+def run_example(c: Context, *command: object, path: str = "", **environment: str) -> str:
+    done = subprocess.run(
+        [str(part) for part in command],
+        capture_output=True,
+        text=True,
+        cwd=c.work,
+        env={**os.environ, **environment, "PATH": f"{path}:{os.environ['PATH']}"},
+    )
+    assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+    return done.stdout
+
+
+def same_files(folder: pathlib.Path, expected: tuple[bytes, bytes]) -> None:
+    assert (folder / "openvino_model.xml").read_bytes() == expected[0]
+    assert (folder / "openvino_model.bin").read_bytes() == expected[1]
+
+
+def copy_model(c: Context, folder: str) -> None:
+    (c.work / folder).mkdir(parents=True)
+    for suffix in (".xml", ".bin"):
+        shutil.copy(MODEL.with_suffix(suffix), c.work / folder)
+
+
+@test("crowded")
+def test_example_argo(c: Context):
+    expected = c.local(MODEL, "--mode=int4_sym", "--ratio=0.8", "--group-size=32")
+    templates = {t["name"]: t for t in load_yaml(EXAMPLES / "argo.yaml")["spec"]["templates"]}
+    values = {p["name"]: p["value"] for p in load_yaml(EXAMPLES / "argo.yaml")["spec"]["arguments"]["parameters"]}
+    with c.server() as server:
+        values.update({"server": server.address, "group-size": "32"})
+
+        def fill(text: str) -> str:
+            for name, value in values.items():
+                text = text.replace("{{workflow.parameters.%s}}" % name, value)
+            text = text.replace("{{workflow.uid}}", "8d0c5f64").replace("{{workflow.name}}", "w").replace("/work/", f"{c.work}/")
+            assert "{{" not in text, text
+            return text
+
+        copy_model(c, "in")
+        script = c.work / "script"
+        script.write_text(fill(templates["compress"]["script"]["source"]))
+        run_example(c, sys.executable, script)
+        same_files(c.work / "out", expected)
+        assert (c.work / "out/report.json").exists() and 3 < float((c.work / "bits_per_weight").read_text()) < 8
+        shutil.rmtree(c.work / "out")
+        for mount in templates["compress-cli"]["container"]["volumeMounts"]:
+            pathlib.Path(fill(mount["mountPath"] + "/")).mkdir()
+        run_example(c, c.ovpress, *[fill(argument) for argument in templates["compress-cli"]["container"]["args"]])
+        same_files(c.work / "out", expected)
+
+
+@test("crowded")
+def test_example_kubeflow(c: Context):
+    fake = types.ModuleType("kfp")
+    fake.dsl = types.SimpleNamespace(component=lambda **_: lambda function: function, Input=list, Output=list, Model=int, Metrics=int)
+    sys.modules["kfp"] = fake
+    sys.path.insert(0, str(EXAMPLES))
+    component = importlib.import_module("kubeflow_component").compress_openvino
+    copy_model(c, "in")
+    logged = {}
+    with c.server() as server:
+        compressed = types.SimpleNamespace(path=str(c.work / "out"), metadata={})
+        metrics = types.SimpleNamespace(log_metric=logged.__setitem__)
+        model = types.SimpleNamespace(path=str(c.work / "in"))
+        component(model=model, compressed=compressed, metrics=metrics, server=server.address, mode="int4_sym", ratio=0.8, group_size=32, run_id="run-1")
+        same_files(c.work / "out", c.local(MODEL, "--mode=int4_sym", "--ratio=0.8", "--group-size=32"))
+        assert logged["bin_bytes_after"] < logged["bin_bytes_before"] and len(compressed.metadata["sha256"]) == 64
+        component(model=model, compressed=compressed, metrics=metrics, server=server.address)
+        same_files(c.work / "out", c.local(MODEL))
+
+
+@test("crowded")
+def test_example_airflow(c: Context):
+    class BaseOperator:
+        def __init__(self, task_id, retries=0):
+            self.log = types.SimpleNamespace(info=lambda *_: None)
+
+    class DAG(contextlib.nullcontext):
+        def __init__(self, dag_id, schedule, start_date, catchup):
+            super().__init__(self)
+
+    airflow, sdk = types.ModuleType("airflow"), types.ModuleType("airflow.sdk")
+    airflow.DAG, sdk.BaseOperator, airflow.sdk = DAG, BaseOperator, sdk
+    sys.modules.update({"airflow": airflow, "airflow.sdk": sdk})
+    sys.path.insert(0, str(EXAMPLES))
+    module = importlib.import_module("airflow_operator")
+    module.make_dag()
+    context = {"ti": types.SimpleNamespace(dag_id="d", run_id="manual__2025-01-01T00:00:00+00:00", task_id="t")}
+    with c.server("--threads=1") as server, Client(server.address) as client:
+        operator = module.OvpressCompressOperator(task_id="t", model=str(MODEL), output=str(c.work / "out/"), server=server.address, options={"mode": "int8_sym"})
+        (c.work / "out").mkdir()
+        value = operator.execute(context)
+        assert json.loads(json.dumps(value)) == value and pathlib.Path(value["xml"]).exists()
+        assert pathlib.Path(value["xml"]).with_suffix(".bin").read_bytes() == c.local(MODEL, "--mode=int8_sym")[1]
+        operator.execute(context)
+        assert len(client.list()) == 1  # a retried task is the same job
+        operator = module.OvpressCompressOperator(task_id="t", model=str(c.large_model()), output=str(c.work / "o.xml"), server=server.address, options=SLOW)
+        context["ti"].task_id = "slow"
+        killer = threading.Thread(target=lambda: (wait_until(lambda: operator._job), operator.on_kill()))
+        killer.start()
+        expect(errors.CancelledError, lambda: operator.execute(context))
+        killer.join()
+
+
+@test("crowded")
+def test_example_github_actions(c: Context):
+    make_certificates(c.work)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(c.work / "server.pem", c.work / "server.key")
+    context.set_alpn_protocols(["h2"])
+    copy_model(c, "in")
+    (text,) = python_in(load_yaml(EXAMPLES / "github_actions.yml"))
+    text = text.replace("group_size=128", "group_size=32")
+    with c.server() as server, Proxy(server.port, tls=context) as proxy:
+        run_example(c, sys.executable, "-c", text, OVPRESS_SERVER=f"localhost:{proxy.port}", OVPRESS_CA=(c.work / "ca.pem").read_text(), OVPRESS_TOKEN="t", RUN="gh-1", GITHUB_STEP_SUMMARY="summary")
+    same_files(c.work / "out", c.local(MODEL, "--mode=int4_sym", "--ratio=0.8", "--group-size=32"))
+    assert re.fullmatch(r"\d+ -> \d+ bytes, \d\.\d\d bits per weight\n", (c.work / "summary").read_text())
+
+
+@test("crowded")
+def test_example_hugging_face(c: Context):
+    tools = c.work / "tools"
+    tools.mkdir()
+    (tools / "optimum-cli").write_text(f"#!/bin/sh\nset -e\n[ \"$1 $2 $3 $4 $5 $6\" = 'export openvino --model some/model --weight-format fp16' ]\nmkdir -p $7\ncp {MODEL.parent}/* $7\necho t > $7/openvino_tokenizer.xml\n")
+    (tools / "optimum-cli").chmod(0o755)
+    (tools / "ovpress").symlink_to(c.ovpress)
+    (tools / "openvino_genai.py").write_text("class LLMPipeline:\n    def __init__(self, folder, device): self.folder = folder\n    def generate(self, prompt, max_new_tokens): return 'from ' + self.folder\n")
+    expected = c.local(MODEL, "--mode=int4_sym", "--ratio=0.8", "--group-size=128", "--group-size-fallback=adjust")
+    with c.server() as server:
+        out = run_example(c, sys.executable, EXAMPLES / "huggingface_to_genai.py", "some/model", c.work / "a", server.address, path=str(tools), PYTHONPATH=str(tools))
+        assert f"from {c.work}/a/int4" in out and "bits per weight" in out
+        run_example(c, EXAMPLES / "huggingface_to_genai.sh", "some/model", c.work / "b", server.address, path=str(tools))
+    for folder in ("a", "b"):
+        same_files(c.work / folder / "int4", expected)
+        assert (c.work / folder / "int4/openvino_tokenizer.xml").read_text() == "t\n"
+
+
+@test("openvino")
+def test_example_nncf(c: Context):
+    import nncf
+    import openvino
+
+    parameters = set(inspect.signature(nncf.compress_weights).parameters) - {"model"}
+    assert parameters <= set(options.CompressionKeywords.__annotations__), parameters
+    assert {*nncf.IgnoredScope.__dataclass_fields__} - {"subgraphs"} == {*ovpress_client.IgnoredScope.__dataclass_fields__}
+    with c.server() as server:
+        run_example(c, sys.executable, EXAMPLES / "nncf_drop_in.py", MODEL, c.work / "ours.xml", OVPRESS_SERVER=server.address)
+        scope = nncf.IgnoredScope(patterns=[".*down_proj.*"], validate=False)
+        arguments = {"mode": nncf.CompressWeightsMode.INT4_SYM, "group_size": 32, "ratio": 0.8, "ignored_scope": scope}
+        # The very arguments that NNCF takes, its enums and objects included.
+        fallback = nncf.quantization.advanced_parameters.GroupSizeFallbackMode.ADJUST
+        advanced = nncf.AdvancedCompressionParameters(group_size_fallback_mode=fallback)
+        model = openvino.Core().read_model(MODEL)
+        with Client(server.address) as client:
+            ours = ovpress_client.compress_weights(model, client=client, advanced_parameters=advanced, backup_mode=nncf.BackupMode.INT8_SYM, **arguments)
+        openvino.save_model(ours, c.work / "second.xml", compress_to_fp16=False)
+        second = nncf.compress_weights(openvino.Core().read_model(MODEL), advanced_parameters=advanced, backup_mode=nncf.BackupMode.INT8_SYM, **arguments)
+        openvino.save_model(second, c.work / "second-nncf.xml", compress_to_fp16=False)
+        assert (c.work / "second.bin").read_bytes() == (c.work / "second-nncf.bin").read_bytes()
+    theirs = nncf.compress_weights(openvino.Core().read_model(MODEL), **arguments)
+    openvino.save_model(theirs, c.work / "theirs.xml", compress_to_fp16=False)
+    assert (c.work / "ours.bin").read_bytes() == (c.work / "theirs.bin").read_bytes()
+    assert model.get_ops() and "int4" not in str(model.get_rt_info())  # the input is as it was
 
 
 def main() -> int:

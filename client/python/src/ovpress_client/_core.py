@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Awaitable, Callable, Dict, Iterator, List
 
 from . import _messages as pb
 from ._channel import Settings
-from ._files import Hasher, Output, bin_path, check_distinct, chunks, input_paths, output_path
+from ._files import Hasher, Output, bin_path, check_distinct, chunks, input_paths, output_path, prepare_folder
 from ._transport import Transport
 from .errors import (
     AbortedError,
@@ -403,7 +403,8 @@ class Core:
         check_keywords(options, job=True)
         inputs = input_paths(model, options.get("weights"))
         xml = output_path(output, inputs[0].name)
-        check_distinct(inputs, xml)  # now, not after an hour of work
+        check_distinct(inputs, xml)
+        await self._transport.work(prepare_folder, xml)
         report = _Reporter(progress)
         request_id = options.get("request_id") or str(uuid.uuid4())
         name, running = "", False

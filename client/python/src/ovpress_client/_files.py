@@ -44,6 +44,14 @@ def output_path(output: Path, name: str) -> pathlib.Path:
     return path
 
 
+def prepare_folder(xml: pathlib.Path) -> None:
+    """Makes the output's folder and sees that files can be made in it; OSError
+    now rather than after an hour of work."""
+    xml.parent.mkdir(parents=True, exist_ok=True)
+    probe = Output(xml)
+    probe.discard()
+
+
 def check_distinct(inputs: Tuple[Optional[pathlib.Path], ...], xml: pathlib.Path) -> None:
     """The input is never touched: ValueError if an output would replace it."""
     for given in inputs:
