@@ -18,6 +18,7 @@ import hashlib
 import os
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -34,7 +35,10 @@ def run(*command: object) -> None:
 
 
 def build_wheel(work: pathlib.Path) -> pathlib.Path:
-    run(sys.executable, "-m", "pip", "wheel", "-q", "--disable-pip-version-check", "--no-deps", "-w", work, PACKAGE)
+    # From a copy: setuptools would leave folders in the checkout, and take old files from them.
+    source = work / "source"
+    shutil.copytree(PACKAGE, source, ignore=shutil.ignore_patterns("build", "dist", "*.egg-info", "__pycache__"))
+    run(sys.executable, "-m", "pip", "wheel", "-q", "--disable-pip-version-check", "--no-deps", "-w", work, source)
     (wheel,) = work.glob("*.whl")
     return wheel
 

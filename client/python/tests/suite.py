@@ -98,11 +98,11 @@ class Server:
         self.kill()
         self.start()
 
-    def metric(self, name: str) -> float:
-        """The sum of a metric over its labels."""
+    def metric(self, name: str, label: str = "") -> float:
+        """The sum of a metric over its labels, or over those that hold `label`."""
         with urllib.request.urlopen(f"http://127.0.0.1:{self.http_port}/metrics", timeout=10) as answer:
             text = answer.read().decode()
-        return sum(float(line.split()[-1]) for line in text.splitlines() if re.match(rf"{name}[ {{]", line))
+        return sum(float(line.split()[-1]) for line in text.splitlines() if re.match(rf"{name}[ {{]", line) and label in line)
 
     def __enter__(self) -> Server:
         return self.start()
@@ -346,8 +346,10 @@ def test_nothing_is_sent_twice(c: Context):
     with c.server() as server, Client(server.address) as client:
         client.compress(MODEL, c.work / "a.xml")
         sent = server.metric("ovpress_transfer_bytes_total")
+        writes = server.metric("ovpress_rpc_handled_total", "ByteStream/Write")
         result = client.compress(MODEL, c.work / "b.xml")
         assert result.outcome.cache_hit
+        assert writes == 2 == server.metric("ovpress_rpc_handled_total", "ByteStream/Write")
         got = server.metric("ovpress_transfer_bytes_total") - sent
         assert got == result.xml.stat().st_size + result.bin.stat().st_size, got
         assert not client.compress(MODEL, c.work / "b.xml", ignore_result_cache=True).outcome.cache_hit
@@ -1165,7 +1167,7 @@ def test_example_argo(c: Context):
         def fill(text: str) -> str:
             for name, value in values.items():
                 text = text.replace("{{workflow.parameters.%s}}" % name, value)
-            text = text.replace("{{workflow.uid}}", "8d0c5f64").replace("{{workflow.name}}", "w").replace("/work/", f"{c.work}/")
+            text = text.replace("{{workflow.uid}}", "8d0c5f64").replace("{{workflow.name}}", "w").replace("/mnt/", f"{c.work}/")
             assert "{{" not in text, text
             return text
 
