@@ -102,8 +102,8 @@ absl::StatusOr<Report> CompressFiles(const FileJob& job,
     return absl::CancelledError("the compression was cancelled");
   }
   // The .bin first: who sees the new .xml finds its weights.
-  OVPRESS_RETURN_IF_ERROR(bin_file->Publish());
-  OVPRESS_RETURN_IF_ERROR(xml_file->Publish());
+  AtomicFile* const files[] = {bin_file.get(), xml_file.get()};
+  OVPRESS_RETURN_IF_ERROR(PublishTogether(files));
   report_phase(Phase::kDone);
   return compression->report();
 }

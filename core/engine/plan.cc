@@ -147,15 +147,17 @@ absl::StatusOr<absl::flat_hash_set<std::string>> IgnoredNames(
       unmatched.push_back(absl::StrCat("pattern ", PythonString(pattern)));
     }
   }
+  const absl::flat_hash_set<absl::string_view> types(scope.types.begin(),
+                                                     scope.types.end());
+  absl::flat_hash_set<absl::string_view> met;
+  for (const size_t at : graph.order) {
+    const absl::string_view type = NodeTypeName(model.layers()[at]);
+    if (!types.contains(type)) continue;
+    ignored.insert(graph.names[at]);
+    met.insert(type);
+  }
   for (const std::string& type : scope.types) {
-    bool matched = false;
-    for (const size_t at : graph.order) {
-      if (NodeTypeName(model.layers()[at]) == type) {
-        ignored.insert(graph.names[at]);
-        matched = true;
-      }
-    }
-    if (!matched) {
+    if (!met.contains(type)) {
       unmatched.push_back(absl::StrCat("type ", PythonString(type)));
     }
   }

@@ -52,7 +52,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   xml += "</layers></net>";
   const auto model = Model::Parse(xml);
   if (!model.ok() || !model->CheckConstantRanges(bin_bytes).ok()) return 0;
-  using Wide = unsigned __int128;
+  __extension__ typedef unsigned __int128 Wide;  // NOLINT(modernize-use-using)
   OVPRESS_FUZZ_ASSERT(model->BinBytesUsed() <= bin_bytes, xml);
   for (const Constant& constant : model->constants()) {
     const Wide end =

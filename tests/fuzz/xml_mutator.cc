@@ -4,7 +4,6 @@
 #include <iterator>
 #include <vector>
 
-#include "absl/strings/str_cat.h"
 #include "pugixml.hpp"
 
 namespace ovpress::fuzz {
@@ -190,9 +189,7 @@ class Mutator {
       } else if (name == "name") {
         attribute.set_value(Any(kNames));
       } else if (Below(4) == 0) {  // a neighbour of what it was
-        const long long value = attribute.as_llong();
-        attribute.set_value(
-            value + static_cast<long long>(Below(3)) - 1);
+        attribute.set_value(attribute.as_ullong() + Below(3) - 1);
       } else if (name.rfind("transpose", 0) == 0) {
         attribute.set_value(Below(2) == 0 ? "true" : "false");
       } else {
