@@ -259,6 +259,7 @@ size_t Matcher::TargetWeight(size_t matmul) const {
   const PlannedWeight& weight = plan_->weights[found->second];
   if (BitsOf(plan_->options, weight.config->mode) > 4) return kNone;
   const Constant& constant = model_.constants()[weight.constant];
+  if (constant.element_count == 0) return kNone;
   if (constant.shape.size() < 2 || constant.shape.size() > 3 ||
       weight.reduction_axes.size() != 1) {
     return kNone;

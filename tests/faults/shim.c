@@ -7,6 +7,7 @@
 //   OVPRESS_FAULT_ERROR    EIO ENOSPC EMFILE EINTR ENOMEM, or SHORT: a read or
 //                          write that takes one byte
 //   OVPRESS_FAULT_STICKY   1: all calls from the Nth on
+//   OVPRESS_FAULT_WHILE    a path: faults are made only while it exists
 //   OVPRESS_FAULT_MALLOC   least size that counts as an allocation (262144)
 //   OVPRESS_FAULT_COUNT    file of 16 bytes, mapped: calls seen, faults made;
 //                          it survives a killed process
@@ -37,6 +38,7 @@ static uint64_t nth;
 static int error_number;
 static int short_count;
 static int sticky;
+static const char* while_path;
 static size_t malloc_least = 262144;
 static _Atomic uint64_t own_counts[2];
 static _Atomic uint64_t* counts = own_counts;
@@ -55,6 +57,7 @@ __attribute__((constructor)) static void Start(void) {
   if ((text = getenv("OVPRESS_FAULT_NTH")) != NULL) nth = strtoull(text, NULL, 10);
   if ((text = getenv("OVPRESS_FAULT_MALLOC")) != NULL) malloc_least = strtoull(text, NULL, 10);
   sticky = getenv("OVPRESS_FAULT_STICKY") != NULL;
+  while_path = getenv("OVPRESS_FAULT_WHILE");
   text = getenv("OVPRESS_FAULT_ERROR");
   error_number = EIO;
   if (text != NULL) {
@@ -80,6 +83,7 @@ static int Hit(enum Kind of) {
   if (!ready || of != kind) return 0;
   const uint64_t now = atomic_fetch_add(&counts[0], 1) + 1;
   if (nth == 0 || (sticky ? now < nth : now != nth)) return 0;
+  if (while_path != NULL && access(while_path, F_OK) != 0) return 0;
   atomic_fetch_add(&counts[1], 1);
   return 1;
 }

@@ -55,6 +55,7 @@ absl::Status Compress(const std::string& xml, const std::string& bin,
   const auto executor = MakeSerialExecutor();
   RunOptions run;
   run.executor = executor.get();
+  run.measure_error = true;
   if ((*compression)->needs_scores()) {
     const absl::Status status = (*compression)->ComputeScores(*source, run);
     if (!status.ok()) return status;
@@ -236,6 +237,25 @@ TEST(HostileConstants, AnEmptyWeightWithHugeOtherDimensionsIsAnError) {
       {});
   EXPECT_THAT(plan.status(), StatusIs(absl::StatusCode::kResourceExhausted,
                                       HasSubstr("2^63 bytes")));
+}
+
+TEST(HostileConstants, NoElementsButAHugeDimension) {
+  // Measuring the error made room for a row of 2^62 values.
+  for (const std::string shape : {"0, 4611686018427387904", "0, 8", "8, 0"}) {
+    for (const bool transpose : {false, true}) {
+      IrBuilder ir;
+      const auto x = ir.Parameter("x", {1, 8});
+      const auto w = ir.ConstantAt("w", ElementType::kF32, {0, 8}, 0, 0);
+      ir.Result("r", ir.MatMul("m", x, w, false, transpose, {1, 8}));
+      const absl::Status status =
+          Compress(Replace(ir.Xml(), "shape=\"0, 8\"",
+                           absl::StrCat("shape=\"", shape, "\"")),
+                   "", {});
+      // Every column has a scale, so 2^62 columns are too many.
+      EXPECT_EQ(status.ok(), transpose || shape.size() < 10)
+          << shape << ": " << status;
+    }
+  }
 }
 
 TEST(HostileConstants, NotANumberIsRefusedByName) {
