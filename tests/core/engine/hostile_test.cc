@@ -428,7 +428,7 @@ TEST(HostileGraphs, AwqTakesLinearTime) {
   const uint64_t x = ir.Add("x", "Parameter", 0, "", kDims);
   const uint64_t act = ir.Add("act", "ReLU", 1, "", kDims);
   ir.Connect(x, act, 0);
-  constexpr int kCount = 30000;
+  constexpr int kCount = 60000;
   for (int i = 0; i < kCount; ++i) {
     const uint64_t shape = ir.Add("s", "ShapeOf", 1);
     ir.Connect(act, shape, 0);
@@ -457,7 +457,6 @@ TEST(HostileGraphs, AwqTakesLinearTime) {
   const auto compression = Compression::Create(ir.Xml(), options);
   ASSERT_TRUE(compression.ok()) << compression.status();
   EXPECT_THAT((*compression)->PlanText(), HasSubstr("awq: "));
-  EXPECT_FALSE((*compression)->OutputXml().empty());
   EXPECT_LT(time.Seconds(), 60);
 }
 
