@@ -422,7 +422,9 @@ FoldedShape Fold(const std::vector<uint64_t>& shape,
 std::vector<uint64_t> CodeShape(const std::vector<uint64_t>& shape,
                                 const std::vector<int>& reduction_axes,
                                 int64_t group_size) {
-  if (group_size == -1) return shape;
+  // A plan that is still open may hold what FinishPlan() will refuse; estimates
+  // ask for its shape all the same.
+  if (group_size == -1 || reduction_axes.empty()) return shape;
   std::vector<uint64_t> out;
   for (size_t axis = 0; axis < shape.size(); ++axis) {
     if (static_cast<int>(axis) == reduction_axes[0]) {

@@ -417,7 +417,7 @@ def suite_server(c: Context) -> bool:
     with concurrent.futures.ThreadPoolExecutor(3) as pool:
         futures = [pool.submit(judge_server, c, s, *job) for job in jobs]
         if c.every == 1:
-            futures += [pool.submit(judge_full_disk, c, s, n) for n in (15, 30, 40, 50, 60, 70, 80)]
+            futures += [pool.submit(judge_full_disk, c, s, n) for n in (30, 40, 50, 60, 70, 80)]  # the start makes 25
         for future in futures:
             future.result()
     return s.end()

@@ -258,6 +258,28 @@ TEST(HostileConstants, NoElementsButAHugeDimension) {
   }
 }
 
+TEST(HostileConstants, AnEstimateOfWhatWillBeRefused) {
+  // A backup mode with groups on a 1-D weight: refused once the choice stands,
+  // but the estimate comes before and read the first of no axes.
+  IrBuilder ir;
+  const auto x = ir.Parameter("x", {1, 32});
+  const auto w = ir.Weights("w", ElementType::kF32, {32, 32}, 1);
+  const auto v = ir.Weights("v", ElementType::kF32, {32}, 2);
+  const auto m = ir.MatMul("m", x, w, false, true, {1, 32});
+  ir.Result("r", ir.MatMul("n", m, v, false, true, {1}));
+  CompressionOptions options = Int4();
+  options.all_layers = false;
+  options.ratio = 0.5;
+  options.backup_mode = BackupMode::kMxfp8E4m3;
+  const auto compression = Compression::Create(ir.Xml(), options);
+  ASSERT_TRUE(compression.ok()) << compression.status();
+  ASSERT_TRUE((*compression)->needs_scores());
+  EXPECT_GT((*compression)->EstimateSizes().output_bin_bytes_max, 0u);
+  EXPECT_THAT(Compress(ir.Xml(), ir.Bin(), options),
+              StatusIs(absl::StatusCode::kInvalidArgument,
+                       HasSubstr("reduction axes")));
+}
+
 TEST(HostileConstants, NotANumberIsRefusedByName) {
   IrBuilder ir;
   const auto x = ir.Parameter("x", {1, 32});
