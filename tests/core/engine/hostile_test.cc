@@ -259,14 +259,17 @@ TEST(HostileConstants, NoElementsButAHugeDimension) {
 }
 
 TEST(HostileConstants, AnEstimateOfWhatWillBeRefused) {
-  // A backup mode with groups on a 1-D weight: refused once the choice stands,
+  // A backup mode with groups on a 1-D table: refused once the choice stands,
   // but the estimate comes before and read the first of no axes.
   IrBuilder ir;
   const auto x = ir.Parameter("x", {1, 32});
   const auto w = ir.Weights("w", ElementType::kF32, {32, 32}, 1);
-  const auto v = ir.Weights("v", ElementType::kF32, {32}, 2);
+  const auto v = ir.Weights("v", ElementType::kF32, {32, 32}, 2);
   const auto m = ir.MatMul("m", x, w, false, true, {1, 32});
-  ir.Result("r", ir.MatMul("n", m, v, false, true, {1}));
+  ir.Result("r", ir.MatMul("n", m, v, false, true, {1, 32}));
+  const auto ids = ir.Parameter("ids", {1}, ElementType::kI64);
+  const auto table = ir.Weights("table", ElementType::kF32, {32}, 3);
+  ir.Result("s", ir.Op("gather", "Gather", "opset8", "", {table, ids}, {1}));
   CompressionOptions options = Int4();
   options.all_layers = false;
   options.ratio = 0.5;
@@ -277,7 +280,7 @@ TEST(HostileConstants, AnEstimateOfWhatWillBeRefused) {
   EXPECT_GT((*compression)->EstimateSizes().output_bin_bytes_max, 0u);
   EXPECT_THAT(Compress(ir.Xml(), ir.Bin(), options),
               StatusIs(absl::StatusCode::kInvalidArgument,
-                       HasSubstr("reduction axes")));
+                       HasSubstr("0 reduction axes")));
 }
 
 TEST(HostileConstants, NotANumberIsRefusedByName) {
