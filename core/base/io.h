@@ -86,7 +86,8 @@ class AtomicFile : public ByteSink {
 // Publishes files that belong together, in this order: after an error none of
 // them is there and what they were to replace is, unless putting it back failed
 // as well; then the message says where it lies. A crash in between leaves the
-// last name free, never old and new side by side. REQUIRES: Sync() done on each.
+// last name free, never old and new side by side. REQUIRES: Sync() done on
+// each.
 absl::Status PublishTogether(std::span<AtomicFile* const> files);
 
 // Reads a whole small file; kResourceExhausted above `limit_bytes`.

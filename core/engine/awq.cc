@@ -206,8 +206,8 @@ class Matcher {
   absl::flat_hash_map<size_t, size_t> weight_of_layer_;
   absl::flat_hash_map<size_t, WeightInput> input_of_layer_;
   absl::flat_hash_map<size_t, bool> matched_;
-  // OnlyReader() is asked once per reader: remembered, or a layer with a million
-  // of them would take time by the square.
+  // OnlyReader() is asked once per reader: remembered, or a layer with a
+  // million of them would take time by the square.
   absl::flat_hash_map<size_t, size_t> only_reader_;
 };
 

@@ -239,8 +239,8 @@ ElementType InputType(const Model& model, const Layer& layer, size_t input) {
   return model.layers()[producer.layer].outputs[producer.output].type;
 }
 
-bool IsEmbedding(const Model& model, const Layer& layer,
-                 absl::string_view name, ConstantFinder* finder) {
+bool IsEmbedding(const Model& model, const Layer& layer, absl::string_view name,
+                 ConstantFinder* finder) {
   if (layer.type != "Gather" || layer.producers.empty()) return false;
   if (absl::EndsWith(name, "nncf_codebook")) return false;
   const ElementType type = InputType(model, layer, 0);

@@ -325,8 +325,7 @@ void WorkList::Impl::AddCompressItems(uint32_t unit_index) {
   // Regions without elements have scales all the same; these count then.
   constexpr uint64_t kGroupBytes = 16;
   const uint64_t piece = region_bytes > 0 ? region_bytes : kGroupBytes;
-  const uint64_t step =
-      RoundUp(std::max<uint64_t>(1, window / piece), align);
+  const uint64_t step = RoundUp(std::max<uint64_t>(1, window / piece), align);
   uint64_t at = 0;
   do {
     item.kind = rows ? ItemKind::kRows : ItemKind::kRegions;

@@ -82,8 +82,8 @@ class CompressionRunner final : public JobRunner {
     }
     OVPRESS_ASSIGN_OR_RETURN(
         const std::unique_ptr<BlobWriter> out,
-        context.blobs->CreateOutput(
-            spec.owner, compression->output_bin_bytes(), context.space));
+        context.blobs->CreateOutput(spec.owner, compression->output_bin_bytes(),
+                                    context.space));
     OVPRESS_RETURN_IF_ERROR(compression->Run(*bin, *out, run));
     tell({.phase = Phase::kFinishing});
     const Report report = compression->report();
@@ -99,9 +99,9 @@ class CompressionRunner final : public JobRunner {
         published, PublishBytes(context.blobs, spec.owner,
                                 compression->OutputXml(), context.space));
     result.xml = keep(std::move(published));
-    OVPRESS_ASSIGN_OR_RETURN(published,
-                             PublishBytes(context.blobs, spec.owner,
-                                          report.ToJson(), context.space));
+    OVPRESS_ASSIGN_OR_RETURN(
+        published, PublishBytes(context.blobs, spec.owner, report.ToJson(),
+                                context.space));
     result.report = keep(std::move(published));
     result.bin_bytes_before = report.bin_bytes_before;
     result.bin_bytes_after = report.bin_bytes_after;

@@ -923,9 +923,9 @@ absl::Status LocalBlobStore::Spoil(const BlobRef& ref, absl::string_view what) {
   Rename(BlobPath(ref), absl::StrCat(root_, "/corrupt/", FileName(ref)))
       .IgnoreError();
   Drop(ref);
-  return absl::DataLossError(absl::StrCat(
-      "stored ", BlobName(ref), " ", what,
-      "; it was set aside, upload it again or run its job again"));
+  return absl::DataLossError(
+      absl::StrCat("stored ", BlobName(ref), " ", what,
+                   "; it was set aside, upload it again or run its job again"));
 }
 
 absl::Status LocalBlobStore::Release(absl::string_view owner,

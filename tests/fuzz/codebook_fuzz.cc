@@ -6,7 +6,8 @@
 #include "tests/fuzz/input.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
-  using namespace ovpress;  // NOLINT(google-build-using-namespace): one function
+  using namespace ovpress;  // NOLINT(google-build-using-namespace): one
+                            // function
   std::string text;
   const auto table =
       ParseCodebook({reinterpret_cast<const char*>(data), size}, &text);
@@ -23,8 +24,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   OVPRESS_FUZZ_ASSERT(codebook.values.size() <= 65536, "");
   for (size_t i = 0; i < codebook.values.size(); ++i) {
     OVPRESS_FUZZ_ASSERT(std::isfinite(codebook.values[i]), "");
-    OVPRESS_FUZZ_ASSERT(
-        i == 0 || codebook.values[i - 1] < codebook.values[i], "");
+    OVPRESS_FUZZ_ASSERT(i == 0 || codebook.values[i - 1] < codebook.values[i],
+                        "");
   }
   OVPRESS_FUZZ_ASSERT(
       codebook.stored.size() * 8 ==

@@ -33,10 +33,9 @@ class CheckedSink final : public ByteSink {
     return absl::OkStatus();
   }
   void CheckComplete() const {
-    OVPRESS_FUZZ_ASSERT(
-        std::count(writes_.begin(), writes_.end(), 1) ==
-            static_cast<ptrdiff_t>(writes_.size()),
-        "bytes that were never written");
+    OVPRESS_FUZZ_ASSERT(std::count(writes_.begin(), writes_.end(), 1) ==
+                            static_cast<ptrdiff_t>(writes_.size()),
+                        "bytes that were never written");
   }
   const std::vector<std::byte>& bytes() const { return bytes_; }
 
@@ -92,8 +91,8 @@ absl::StatusOr<Output> Run(const fuzz::ModelInput& input,
 }  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
-  const fuzz::ModelInput input = fuzz::SplitModelInput(
-      {reinterpret_cast<const char*>(data), size});
+  const fuzz::ModelInput input =
+      fuzz::SplitModelInput({reinterpret_cast<const char*>(data), size});
   const CompressionOptions options = fuzz::OptionsFromBytes(input.options);
   const auto whole = Run(input, options, kDefaultMemoryBudgetBytes, false);
   if (!whole.ok()) {

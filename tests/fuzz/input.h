@@ -23,13 +23,13 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size);
 namespace ovpress::fuzz {
 
 // A broken promise of ours: ends the process, so that the input is kept.
-#define OVPRESS_FUZZ_ASSERT(condition, detail)                               \
-  do {                                                                       \
-    if (!(condition)) {                                                      \
+#define OVPRESS_FUZZ_ASSERT(condition, detail)                              \
+  do {                                                                      \
+    if (!(condition)) {                                                     \
       std::fprintf(stderr, "%s:%d: not true: %s: %s\n", __FILE__, __LINE__, \
-                   #condition, std::string(detail).c_str());                 \
-      std::abort();                                                          \
-    }                                                                        \
+                   #condition, std::string(detail).c_str());                \
+      std::abort();                                                         \
+    }                                                                       \
   } while (false)
 
 // Takes values from the front of the input; zeros once it is used up.

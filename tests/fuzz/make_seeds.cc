@@ -43,8 +43,8 @@ IrBuilder Llm(ElementType type) {
   IrBuilder ir;
   const auto ids = ir.Parameter("ids", {1, 3}, ElementType::kI64);
   const auto table = ir.Weights("embed", type, {16, 32}, 1);
-  const auto axis = ir.Constant("axis", ElementType::kI32, {},
-                                std::string(4, '\0'));
+  const auto axis =
+      ir.Constant("axis", ElementType::kI32, {}, std::string(4, '\0'));
   auto x = ir.Op("gather", "Gather", "opset8", "<data batch_dims=\"0\"/>",
                  {table, ids, axis}, {1, 3, 32});
   x.type = ElementType::kF32;
@@ -69,8 +69,8 @@ IrBuilder Convolutions() {
                         "<data strides=\"1,1\"/>", {x, w0}, {1, 8, 6, 6});
   const auto w1 = ir.Weights("k1", ElementType::kF16, {8, 1, 1, 3, 3}, 6);
   const auto w1f = ir.Convert("k1f", w1, ElementType::kF32);
-  const auto c1 = ir.Op("group", "GroupConvolution", "opset1", "", {c0, w1f},
-                        {1, 8, 4, 4});
+  const auto c1 =
+      ir.Op("group", "GroupConvolution", "opset1", "", {c0, w1f}, {1, 8, 4, 4});
   const auto w2 = ir.Weights("k2", ElementType::kF32, {8, 4, 3, 3}, 7);
   ir.Result("r", ir.Op("back", "ConvolutionBackpropData", "opset1", "",
                        {c1, w2}, {1, 4, 6, 6}));
@@ -86,8 +86,8 @@ IrBuilder Mixed() {
   const auto tied =
       ir.ConstantAt("tied", ElementType::kF32, {16, 16}, 0, 16 * 16 * 4);
   const auto m1 = ir.MatMul("m1", m0, tied, false, true, {4, 16});
-  const auto concat = ir.Op("cat", "Concat", "opset1", "<data axis=\"1\"/>",
-                            {m1, m1}, {4, 32});
+  const auto concat =
+      ir.Op("cat", "Concat", "opset1", "<data axis=\"1\"/>", {m1, m1}, {4, 32});
   ir.Result("r0", ir.Op("sin", "Sin", "opset1", "", {concat}, {4, 32}));
   ir.Result("r1", ir.Op("cos", "Cos", "opset1", "", {concat}, {4, 32}));
   const auto body = ir.Op(
@@ -107,8 +107,10 @@ std::string Model(const IrBuilder& ir, const std::string& options) {
 
 void ModelSeeds() {
   const std::pair<const char*, IrBuilder> models[] = {
-      {"llm_f32", Llm(ElementType::kF32)}, {"llm_f16", Llm(ElementType::kF16)},
-      {"llm_bf16", Llm(ElementType::kBf16)}, {"conv", Convolutions()},
+      {"llm_f32", Llm(ElementType::kF32)},
+      {"llm_f16", Llm(ElementType::kF16)},
+      {"llm_bf16", Llm(ElementType::kBf16)},
+      {"conv", Convolutions()},
       {"mixed", Mixed()}};
   for (const auto& [name, ir] : models) {
     Write("model_xml", name, ir.Xml());
@@ -125,8 +127,8 @@ void ModelSeeds() {
       if (mode % 4 == 0) Write("plan", file, Model(ir, options));
     }
   }
-  for (const auto& entry : fs::directory_iterator(
-           fs::path(OVPRESS_TEST_DATA_DIR) / "models")) {
+  for (const auto& entry :
+       fs::directory_iterator(fs::path(OVPRESS_TEST_DATA_DIR) / "models")) {
     const std::string xml = ReadFile(entry.path() / "openvino_model.xml");
     const std::string name = entry.path().filename();
     Write("model_xml", name, xml);

@@ -12,9 +12,8 @@ namespace {
 std::string MutateBytes(const std::string& bytes, size_t size_max) {
   std::string buffer = bytes;
   buffer.resize(std::max(size_max, bytes.size()));
-  const size_t size =
-      LLVMFuzzerMutate(reinterpret_cast<uint8_t*>(buffer.data()), bytes.size(),
-                       buffer.size());
+  const size_t size = LLVMFuzzerMutate(
+      reinterpret_cast<uint8_t*>(buffer.data()), bytes.size(), buffer.size());
   buffer.resize(size);
   return buffer;
 }
@@ -39,8 +38,7 @@ extern "C" size_t LLVMFuzzerCustomMutator(uint8_t* data, size_t size,
   } else if (choice < 14) {
     parts.xml = MutateBytes(parts.xml, parts.xml.size() + room);
   } else if (choice < 18) {
-    parts.options[random() % kOptionBytes] =
-        static_cast<char>(random() % 256);
+    parts.options[random() % kOptionBytes] = static_cast<char>(random() % 256);
   } else {
     parts.bin = MutateBytes(parts.bin, parts.bin.size() + room);
   }

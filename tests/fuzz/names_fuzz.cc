@@ -16,7 +16,8 @@ void CheckFileNameSafe(const std::string& part) {
 }  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
-  using namespace ovpress;  // NOLINT(google-build-using-namespace): one function
+  using namespace ovpress;  // NOLINT(google-build-using-namespace): one
+                            // function
   const std::string name(reinterpret_cast<const char*>(data), size);
   const auto blob = ParseBlobName(name);
   if (blob.ok()) {

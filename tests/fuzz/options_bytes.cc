@@ -9,7 +9,8 @@ CompressionOptions OptionsFromBytes(absl::string_view bytes) {
   CompressionOptions options;
   options.mode = kAllModes[input.Take<uint8_t>() % std::size(kAllModes)];
   constexpr int64_t kGroupSizes[] = {
-      -1, 1, 2, 3, 4, 8, 16, 32, 64, 128, 256, 0, -2, int64_t{1} << 40,
+      -1,        1,        2,   3,   4, 8,  16,
+      32,        64,       128, 256, 0, -2, int64_t{1} << 40,
       INT64_MAX, INT64_MIN};
   const uint8_t group = input.Take<uint8_t>();
   if (group & 1) options.group_size = kGroupSizes[(group >> 1) % 16];

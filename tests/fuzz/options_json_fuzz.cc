@@ -4,7 +4,8 @@
 #include "tests/fuzz/input.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
-  using namespace ovpress;  // NOLINT(google-build-using-namespace): one function
+  using namespace ovpress;  // NOLINT(google-build-using-namespace): one
+                            // function
   const auto options =
       OptionsFromJson({reinterpret_cast<const char*>(data), size});
   if (!options.ok()) {

@@ -7,9 +7,10 @@
 #include "tests/fuzz/input.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
-  using namespace ovpress;  // NOLINT(google-build-using-namespace): one function
-  const fuzz::ModelInput input = fuzz::SplitModelInput(
-      {reinterpret_cast<const char*>(data), size});
+  using namespace ovpress;  // NOLINT(google-build-using-namespace): one
+                            // function
+  const fuzz::ModelInput input =
+      fuzz::SplitModelInput({reinterpret_cast<const char*>(data), size});
   const CompressionOptions options = fuzz::OptionsFromBytes(input.options);
   auto created = Compression::Create(input.xml, options);
   if (!created.ok()) {

@@ -27,11 +27,12 @@ uint64_t TakeNumber(ovpress::fuzz::Bytes* input) {
 }  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
-  using namespace ovpress;  // NOLINT(google-build-using-namespace): one function
+  using namespace ovpress;  // NOLINT(google-build-using-namespace): one
+                            // function
   constexpr const char* kTypes[] = {
-      "f32", "f16", "bf16", "f64",  "i64",    "u8",      "i8", "u4",
-      "i4",  "u1",  "u2",   "nf4",  "f4e2m1", "boolean", "u3", "u6",
-      "i32", "i16", "u16",  "u32",  "u64",    "string",  "f8e4m3", "f8e8m0"};
+      "f32", "f16", "bf16", "f64", "i64",    "u8",      "i8",     "u4",
+      "i4",  "u1",  "u2",   "nf4", "f4e2m1", "boolean", "u3",     "u6",
+      "i32", "i16", "u16",  "u32", "u64",    "string",  "f8e4m3", "f8e8m0"};
   fuzz::Bytes input(data, size);
   const uint64_t bin_bytes = TakeNumber(&input);
   const int count = input.Take<uint8_t>() % 4 + 1;
@@ -42,12 +43,12 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     for (int axis = 0; axis < rank; ++axis) {
       absl::StrAppend(&shape, axis > 0 ? "," : "", TakeNumber(&input));
     }
-    absl::StrAppend(&xml, "<layer id=\"", i, "\" name=\"c", i,
-                    "\" type=\"Const\" version=\"opset1\"><data element_type=\"",
-                    kTypes[input.Take<uint8_t>() % std::size(kTypes)],
-                    "\" shape=\"", shape, "\" offset=\"", TakeNumber(&input),
-                    "\" size=\"", TakeNumber(&input),
-                    "\"/><output><port id=\"0\"/></output></layer>");
+    absl::StrAppend(
+        &xml, "<layer id=\"", i, "\" name=\"c", i,
+        "\" type=\"Const\" version=\"opset1\"><data element_type=\"",
+        kTypes[input.Take<uint8_t>() % std::size(kTypes)], "\" shape=\"", shape,
+        "\" offset=\"", TakeNumber(&input), "\" size=\"", TakeNumber(&input),
+        "\"/><output><port id=\"0\"/></output></layer>");
   }
   xml += "</layers></net>";
   const auto model = Model::Parse(xml);
@@ -55,8 +56,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   __extension__ typedef unsigned __int128 Wide;  // NOLINT(modernize-use-using)
   OVPRESS_FUZZ_ASSERT(model->BinBytesUsed() <= bin_bytes, xml);
   for (const Constant& constant : model->constants()) {
-    const Wide end =
-        Wide{constant.offset_bytes} + Wide{constant.size_bytes};
+    const Wide end = Wide{constant.offset_bytes} + Wide{constant.size_bytes};
     OVPRESS_FUZZ_ASSERT(end <= bin_bytes, xml);
     Wide elements = 1;
     for (const uint64_t dim : constant.shape) {

@@ -135,8 +135,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     default: {
       // Messages come from hostile files, too.
       const std::string text(bytes);
-      const auto status = ToRpcStatus(WithReason(
-          absl::DataLossError(text), text.substr(0, 40)));
+      const auto status = ToRpcStatus(
+          WithReason(absl::DataLossError(text), text.substr(0, 40)));
       std::string out;
       OVPRESS_FUZZ_ASSERT(status.SerializeToString(&out), "");
       google::rpc::Status again;

@@ -180,8 +180,8 @@ TEST_F(JobsTest, SilentUploadsExpireAndDamagedBlobsAreSetAside) {
 
 TEST_F(JobsTest, WhatChangedOnTheDiskIsNotServed) {
   const BlobRef ref = BlobRefOf("fine");
-  const std::string path = folder_ + "/store/blobs/" +
-                           ref.sha256.substr(0, 2) + "/" + ref.sha256 + "-4";
+  const std::string path = folder_ + "/store/blobs/" + ref.sha256.substr(0, 2) +
+                           "/" + ref.sha256 + "-4";
   for (const bool restarted : {false, true}) {
     for (const std::string now : {"evil", "fin", "fine and more", ""}) {
       auto store = OpenBlobs();
@@ -400,8 +400,8 @@ TEST(OptionsJsonTest, KeepsEveryOptionAndRefusesUnknownOnes) {
       OptionsFromJson(R"({"mode":"int8_asym","new":1})").status().message(),
       HasSubstr("new"));
   // Numbers that an integer cannot hold: the conversion was undefined.
-  for (const char* number : {"1e300", "-9.3e18", "18446744073709551615", "1.5",
-                             "true", "\"1\""}) {
+  for (const char* number :
+       {"1e300", "-9.3e18", "18446744073709551615", "1.5", "true", "\"1\""}) {
     for (const char* key : {"group_size", "min_adjusted_group_size"}) {
       EXPECT_FALSE(OptionsFromJson(absl::StrCat(R"({"mode":"int4_sym",")", key,
                                                 "\":", number, "}"))

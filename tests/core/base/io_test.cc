@@ -101,8 +101,8 @@ TEST_F(IoTest, FilesThatBelongTogetherArePublishedTogetherOrNot) {
         EXPECT_EQ(Content(Path("a.xml")), "new xml");
         EXPECT_EQ(FileCount(), 2u);
       } else {
-        EXPECT_THAT(status, StatusIs(absl::StatusCode::kNotFound,
-                                     HasSubstr("a.xml")));
+        EXPECT_THAT(status,
+                    StatusIs(absl::StatusCode::kNotFound, HasSubstr("a.xml")));
         EXPECT_EQ(FileCount(), replace ? 2u : 0u);
         EXPECT_EQ(Content(Path("a.bin")), replace ? "old bin" : "");
         EXPECT_EQ(Content(Path("a.xml")), replace ? "old xml" : "");

@@ -100,23 +100,24 @@ class RawIr {
       layers_ += "</input>";
     }
     if (type != "Result") {
-      absl::StrAppend(&layers_, "<output><port id=\"1000000\" precision=\"FP32\">",
-                      dims, "</port></output>");
+      absl::StrAppend(&layers_,
+                      "<output><port id=\"1000000\" precision=\"FP32\">", dims,
+                      "</port></output>");
     }
     layers_ += "</layer>";
     return id;
   }
   uint64_t Constant(absl::string_view name, absl::string_view shape,
                     uint64_t offset, uint64_t size) {
-    return Add(name, "Const", 0,
-               absl::StrCat("<data element_type=\"f32\" shape=\"", shape,
-                            "\" offset=\"", offset, "\" size=\"", size,
-                            "\"/>"));
+    return Add(
+        name, "Const", 0,
+        absl::StrCat("<data element_type=\"f32\" shape=\"", shape,
+                     "\" offset=\"", offset, "\" size=\"", size, "\"/>"));
   }
   void Connect(uint64_t from, uint64_t to, int port) {
     absl::StrAppend(&edges_, "<edge from-layer=\"", from,
-                    "\" from-port=\"1000000\" to-layer=\"", to,
-                    "\" to-port=\"", port, "\"/>");
+                    "\" from-port=\"1000000\" to-layer=\"", to, "\" to-port=\"",
+                    port, "\"/>");
   }
   std::string Xml() const {
     return absl::StrCat("<net name=\"n\" version=\"11\"><layers>", layers_,
@@ -219,9 +220,9 @@ TEST(HostileConstants, ASumOfSizesBeyond63BitsIsAnError) {
     ir.Constant(absl::StrCat("c", i), "1", static_cast<uint64_t>(i),
                 uint64_t{1} << 62);
   }
-  EXPECT_THAT(Compression::Create(ir.Xml(), {}).status(),
-              StatusIs(absl::StatusCode::kResourceExhausted,
-                       HasSubstr("2^63 bytes")));
+  EXPECT_THAT(
+      Compression::Create(ir.Xml(), {}).status(),
+      StatusIs(absl::StatusCode::kResourceExhausted, HasSubstr("2^63 bytes")));
 }
 
 TEST(HostileConstants, AnEmptyWeightWithHugeOtherDimensionsIsAnError) {
@@ -318,11 +319,11 @@ TEST(HostileGraphs, LayersOutsideOfTheListAreNotCounted) {
   // The editor found a constant there that the reader had passed over, and
   // stopped the process.
   const IrBuilder ir = OneMatMul();
-  const std::string xml =
-      Replace(ir.Xml(), "<layers>",
-              "<layers><other><layer id=\"77\" name=\"c\" type=\"Const\"><data "
-              "element_type=\"f32\" shape=\"\" offset=\"0\" size=\"4\"/><output>"
-              "<port id=\"0\"/></output></layer></other>");
+  const std::string xml = Replace(
+      ir.Xml(), "<layers>",
+      "<layers><other><layer id=\"77\" name=\"c\" type=\"Const\"><data "
+      "element_type=\"f32\" shape=\"\" offset=\"0\" size=\"4\"/><output>"
+      "<port id=\"0\"/></output></layer></other>");
   EXPECT_TRUE(Compress(xml, ir.Bin(), {}).ok());
 }
 
@@ -461,8 +462,8 @@ TEST(HostileGraphs, AwqTakesLinearTime) {
     ir.Connect(shape, r, 0);
   }
   const auto weight = [&](int i, uint64_t from) {
-    const uint64_t w = ir.Constant("w", "4, 4", 64 * static_cast<uint64_t>(i),
-                                   64);
+    const uint64_t w =
+        ir.Constant("w", "4, 4", 64 * static_cast<uint64_t>(i), 64);
     const uint64_t m =
         ir.Add("m", "MatMul", 2, "<data transpose_b=\"true\"/>", kDims);
     ir.Connect(from, m, 0);
@@ -567,7 +568,8 @@ TEST(HostileGraphs, DeepNestingIsRefusedWithoutRecursion) {
 
 TEST(HostileGraphs, EntitiesAreNotExpanded) {
   // The classic bomb: refused before anything could grow.
-  std::string bomb = "<?xml version=\"1.0\"?><!DOCTYPE lolz [<!ENTITY a0 \"lol\">";
+  std::string bomb =
+      "<?xml version=\"1.0\"?><!DOCTYPE lolz [<!ENTITY a0 \"lol\">";
   for (int i = 1; i < 10; ++i) {
     absl::StrAppend(&bomb, "<!ENTITY a", i, " \"");
     for (int k = 0; k < 10; ++k) absl::StrAppend(&bomb, "&a", i - 1, ";");
