@@ -68,7 +68,7 @@ constexpr const char* kShapes[] = {
     "1..2",
     "3037000500, 3037000500",
     "9223372036854775807",
-    "1000000, 0"};
+    "1000, 0"};
 constexpr const char* kLayerTypes[] = {"Const",
                                        "Convert",
                                        "MatMul",
