@@ -322,6 +322,8 @@ def judge_server(c: Context, s: Suite, kind: str, error: str, nth: int, sticky: 
         shim.environment["OVPRESS_FAULT_MALLOC"] = "65536"
     what = f"server {kind} {nth} {error}{' sticky' if sticky else ''}"
     exchange = Exchange(c)
+    if sticky:
+        exchange.patience = 3  # no end can be stored; it waits for the restart
     s.trials += 1
     try:
         if not server.start(shim.environment, must=False):
