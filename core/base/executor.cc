@@ -5,6 +5,7 @@
 #include <thread>
 #include <vector>
 
+#include "core/base/memory.h"
 #include "core/base/mutex.h"
 #include "oneapi/tbb/global_control.h"
 #include "oneapi/tbb/info.h"
@@ -24,7 +25,7 @@ class Loop {
     while (!failed_.load(std::memory_order_relaxed)) {
       const size_t index = next_.fetch_add(1, std::memory_order_relaxed);
       if (index >= count_) return;
-      absl::Status status = body_(index);
+      absl::Status status = CatchOutOfMemory([&] { return body_(index); });
       if (!status.ok()) Fail(index, std::move(status));
     }
   }
@@ -59,7 +60,8 @@ class SerialExecutor final : public Executor {
   absl::Status ParallelFor(
       size_t count, absl::FunctionRef<absl::Status(size_t)> body) override {
     for (size_t i = 0; i < count; ++i) {
-      if (absl::Status status = body(i); !status.ok()) return status;
+      absl::Status status = CatchOutOfMemory([&] { return body(i); });
+      if (!status.ok()) return status;
     }
     return absl::OkStatus();
   }

@@ -9,6 +9,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <limits>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "core/base/status_macros.h"
@@ -24,6 +25,37 @@ std::string DirectoryOf(const std::string& path) {
   const size_t slash = path.rfind('/');
   if (slash == std::string::npos) return ".";
   return slash == 0 ? "/" : path.substr(0, slash);
+}
+
+absl::Status SyncDirectoryOf(const std::string& path) {
+  const std::string directory = DirectoryOf(path);
+  int directory_fd = -1;
+  do {
+    directory_fd =
+        ::open(directory.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  } while (directory_fd < 0 && errno == EINTR);
+  if (directory_fd < 0) {
+    return ErrnoToStatus(errno, absl::StrCat("opening ", directory));
+  }
+  int result = 0;
+  do {
+    result = ::fsync(directory_fd);
+  } while (result != 0 && errno == EINTR);
+  const int error = errno;
+  ::close(directory_fd);
+  // Some file systems cannot sync a directory.
+  if (result != 0 && error != EINVAL && error != EROFS) {
+    return ErrnoToStatus(error, absl::StrCat("making ", directory, " durable"));
+  }
+  return absl::OkStatus();
+}
+
+// A free name beside `path` for what lies there now.
+std::string AsideName(const std::string& path) {
+  const size_t slash = path.rfind('/');
+  const size_t name = slash == std::string::npos ? 0 : slash + 1;
+  return absl::StrCat(path.substr(0, name), ".", path.substr(name),
+                      ".ovpress-old-", ::getpid());
 }
 
 class MemorySource final : public ByteSource {
@@ -120,7 +152,10 @@ std::unique_ptr<ByteSource> MakeMemorySource(std::span<const std::byte> bytes) {
 absl::StatusOr<std::unique_ptr<ByteSource>> OpenFileSource(
     const std::string& path) {
   // Without O_NONBLOCK a FIFO would hang here until somebody writes.
-  const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+  int fd = -1;
+  do {
+    fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+  } while (fd < 0 && errno == EINTR);
   if (fd < 0) return ErrnoToStatus(errno, absl::StrCat("opening ", path));
   auto fail = [fd](absl::Status status) {
     ::close(fd);
@@ -167,7 +202,10 @@ absl::StatusOr<std::unique_ptr<AtomicFile>> AtomicFile::Create(
   std::string temporary =
       absl::StrCat(slash == std::string::npos ? "" : path.substr(0, slash + 1),
                    ".", name, ".ovpress-XXXXXX");
-  const int fd = ::mkostemp(temporary.data(), O_CLOEXEC);
+  int fd = -1;
+  do {
+    fd = ::mkostemp(temporary.data(), O_CLOEXEC);
+  } while (fd < 0 && errno == EINTR);
   if (fd < 0) return ErrnoToStatus(errno, absl::StrCat("creating ", path));
   std::unique_ptr<AtomicFile> file(new AtomicFile(path, temporary, fd));
   // mkostemp gives 0600; a finished file has what open() would have given.
@@ -195,9 +233,11 @@ absl::StatusOr<std::unique_ptr<AtomicFile>> AtomicFile::Create(
       return ErrnoToStatus(error, absl::StrCat("reserving ", reserve_bytes,
                                                " bytes for ", path));
     }
-    if (::ftruncate(fd, static_cast<off_t>(reserve_bytes)) != 0) {
-      return ErrnoToStatus(errno, absl::StrCat("sizing ", path));
-    }
+    int sized = 0;
+    do {
+      sized = ::ftruncate(fd, static_cast<off_t>(reserve_bytes));
+    } while (sized != 0 && errno == EINTR);
+    if (sized != 0) return ErrnoToStatus(errno, absl::StrCat("sizing ", path));
   }
   return file;
 }
@@ -223,7 +263,11 @@ absl::Status AtomicFile::WriteAt(uint64_t offset,
 }
 
 absl::Status AtomicFile::Sync() {
-  if (::fsync(fd_) != 0) {
+  int result = 0;
+  do {
+    result = ::fsync(fd_);
+  } while (result != 0 && errno == EINTR);
+  if (result != 0) {
     return ErrnoToStatus(errno, absl::StrCat("making ", path_, " durable"));
   }
   return absl::OkStatus();
@@ -240,25 +284,51 @@ absl::Status AtomicFile::Publish() {
     return ErrnoToStatus(errno, absl::StrCat("renaming to ", path_));
   }
   published_ = true;
-  const std::string directory = DirectoryOf(path_);
-  const int directory_fd =
-      ::open(directory.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  if (directory_fd < 0) {
-    return ErrnoToStatus(errno, absl::StrCat("opening ", directory));
-  }
-  const int result = ::fsync(directory_fd);
-  const int error = errno;
-  ::close(directory_fd);
-  // Some file systems cannot sync a directory.
-  if (result != 0 && error != EINVAL && error != EROFS) {
-    return ErrnoToStatus(error, absl::StrCat("making ", directory, " durable"));
-  }
-  return absl::OkStatus();
+  return SyncDirectoryOf(path_);
 }
 
 absl::Status AtomicFile::Commit() {
   OVPRESS_RETURN_IF_ERROR(Sync());
   return Publish();
+}
+
+absl::Status PublishTogether(std::span<AtomicFile* const> files) {
+  // What lies there goes aside, last file first, so that nobody finds the last
+  // one with others that do not belong to it.
+  std::vector<AtomicFile*> aside;
+  std::vector<AtomicFile*> placed;
+  absl::Status status;
+  for (size_t i = files.size(); i-- > 0 && status.ok();) {
+    const std::string& path = files[i]->path();
+    if (::rename(path.c_str(), AsideName(path).c_str()) == 0) {
+      aside.push_back(files[i]);
+    } else if (errno != ENOENT) {
+      status = ErrnoToStatus(errno, absl::StrCat("replacing ", path));
+    }
+  }
+  for (AtomicFile* file : files) {
+    if (!status.ok()) break;
+    status = file->Publish();
+    // Also after an error: the name may have been taken before the sync failed.
+    placed.push_back(file);
+  }
+  if (status.ok()) {
+    for (AtomicFile* file : aside) ::unlink(AsideName(file->path()).c_str());
+    return status;
+  }
+  for (size_t i = placed.size(); i-- > 0;) {
+    if (placed[i]->published()) ::unlink(placed[i]->path().c_str());
+  }
+  for (size_t i = aside.size(); i-- > 0;) {
+    const std::string& path = aside[i]->path();
+    if (::rename(AsideName(path).c_str(), path.c_str()) != 0) {
+      status = absl::Status(
+          status.code(),
+          absl::StrCat(status.message(), "; the file that was there before is ",
+                       AsideName(path), " now"));
+    }
+  }
+  return status;
 }
 
 absl::StatusOr<std::string> ReadSmallFile(const std::string& path,

@@ -71,6 +71,9 @@ class AtomicFile : public ByteSink {
   absl::Status Publish();
   absl::Status Commit();
   const std::string& temporary_path() const { return temporary_path_; }
+  const std::string& path() const { return path_; }
+  // True once the file has its final name, even if Publish() failed later.
+  bool published() const { return published_; }
 
  private:
   AtomicFile(std::string path, std::string temporary_path, int fd);
@@ -79,6 +82,13 @@ class AtomicFile : public ByteSink {
   int fd_;
   bool published_ = false;
 };
+
+// Publishes files that belong together, in this order: after an error none of
+// them is there and what they were to replace is, unless putting it back failed
+// as well; then the message says where it lies. A crash in between leaves the
+// last name free, never old and new side by side. REQUIRES: Sync() done on
+// each.
+absl::Status PublishTogether(std::span<AtomicFile* const> files);
 
 // Reads a whole small file; kResourceExhausted above `limit_bytes`.
 absl::StatusOr<std::string> ReadSmallFile(const std::string& path,

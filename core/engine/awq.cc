@@ -186,7 +186,7 @@ class Matcher {
   }
   // The only reader of all outputs of `layer`, ShapeOf aside (it does not see
   // values), reading it exactly once; kNone if there is no such.
-  size_t OnlyReader(size_t layer) const;
+  size_t OnlyReader(size_t layer);
   // The layer that gives the activation of a MatMul with a constant weight.
   size_t ActivationOf(size_t matmul) const;
   // True if the weight reaches its MatMul through Converts only and nobody else
@@ -206,9 +206,14 @@ class Matcher {
   absl::flat_hash_map<size_t, size_t> weight_of_layer_;
   absl::flat_hash_map<size_t, WeightInput> input_of_layer_;
   absl::flat_hash_map<size_t, bool> matched_;
+  // OnlyReader() is asked once per reader: remembered, or a layer with a
+  // million of them would take time by the square.
+  absl::flat_hash_map<size_t, size_t> only_reader_;
 };
 
-size_t Matcher::OnlyReader(size_t layer) const {
+size_t Matcher::OnlyReader(size_t layer) {
+  const auto [known, is_new] = only_reader_.try_emplace(layer, kNone);
+  if (!is_new) return known->second;
   size_t reader = kNone;
   for (const std::vector<Consumer>& consumers : At(layer).consumers) {
     for (const Consumer& consumer : consumers) {
@@ -220,6 +225,7 @@ size_t Matcher::OnlyReader(size_t layer) const {
       reader = consumer.layer;
     }
   }
+  known->second = reader;
   return reader;
 }
 
@@ -253,6 +259,7 @@ size_t Matcher::TargetWeight(size_t matmul) const {
   const PlannedWeight& weight = plan_->weights[found->second];
   if (BitsOf(plan_->options, weight.config->mode) > 4) return kNone;
   const Constant& constant = model_.constants()[weight.constant];
+  if (constant.element_count == 0) return kNone;
   if (constant.shape.size() < 2 || constant.shape.size() > 3 ||
       weight.reduction_axes.size() != 1) {
     return kNone;
@@ -269,6 +276,18 @@ int Matcher::MergeAxis(size_t first, const PlannedWeight& weight,
   const Constant& merged = model_.constants()[input.constant];
   const Constant& target = model_.constants()[weight.constant];
   if (merged.shape.size() != target.shape.size()) return -1;
+  // Four bits cannot take a factor, nor can a type without a mantissa.
+  switch (merged.type) {
+    case ElementType::kF32:
+    case ElementType::kF16:
+    case ElementType::kBf16:
+    case ElementType::kF64:
+    case ElementType::kF8e4m3:
+    case ElementType::kF8e5m2:
+      break;
+    default:
+      return -1;
+  }
   if (ignored_layers_.contains(first) || !OwnsWeight(input)) return -1;
   // A weight on input 1 gives the last axis of the output, one on input 0 the
   // one before.

@@ -6,6 +6,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
+#include "core/base/memory.h"
 #include "core/base/status_macros.h"
 #include "core/engine/compression.h"
 
@@ -58,9 +59,11 @@ absl::Status CheckFileNames(const FileJob& job) {
   return absl::OkStatus();
 }
 
-absl::StatusOr<Report> CompressFiles(const FileJob& job,
-                                     const CompressionOptions& options,
-                                     const RunOptions& run) {
+namespace {
+
+absl::StatusOr<Report> CompressFilesOrThrow(const FileJob& job,
+                                            const CompressionOptions& options,
+                                            const RunOptions& run) {
   const auto report_phase = [&run](Phase phase) {
     if (run.progress) run.progress({.phase = phase});
   };
@@ -101,11 +104,22 @@ absl::StatusOr<Report> CompressFiles(const FileJob& job,
   if (run.stop != nullptr && run.stop->load()) {
     return absl::CancelledError("the compression was cancelled");
   }
+  // Made before: from here on nothing but the names can fail.
+  Report report = compression->report();
   // The .bin first: who sees the new .xml finds its weights.
-  OVPRESS_RETURN_IF_ERROR(bin_file->Publish());
-  OVPRESS_RETURN_IF_ERROR(xml_file->Publish());
+  AtomicFile* const files[] = {bin_file.get(), xml_file.get()};
+  OVPRESS_RETURN_IF_ERROR(PublishTogether(files));
   report_phase(Phase::kDone);
-  return compression->report();
+  return report;
+}
+
+}  // namespace
+
+absl::StatusOr<Report> CompressFiles(const FileJob& job,
+                                     const CompressionOptions& options,
+                                     const RunOptions& run) {
+  return CatchOutOfMemory(
+      [&] { return CompressFilesOrThrow(job, options, run); });
 }
 
 }  // namespace ovpress

@@ -7,6 +7,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "core/base/check.h"
+#include "core/base/memory.h"
 #include "core/base/status_macros.h"
 #include "core/engine/layout.h"
 #include "core/engine/plan.h"
@@ -128,6 +129,12 @@ Compression::~Compression() = default;
 
 absl::StatusOr<std::unique_ptr<Compression>> Compression::Create(
     std::string xml, const CompressionOptions& options) {
+  return CatchOutOfMemory(
+      [&] { return CreateOrThrow(std::move(xml), options); });
+}
+
+absl::StatusOr<std::unique_ptr<Compression>> Compression::CreateOrThrow(
+    std::string xml, const CompressionOptions& options) {
   OVPRESS_RETURN_IF_ERROR(ValidateOptions(options));
   OVPRESS_ASSIGN_OR_RETURN(Model model, Model::Parse(std::move(xml)));
   OVPRESS_ASSIGN_OR_RETURN(Plan plan, MakePlan(model, options));
@@ -151,6 +158,11 @@ bool Compression::needs_scores() const {
 
 absl::Status Compression::ComputeScores(ByteSource& bin,
                                         const RunOptions& options) {
+  return CatchOutOfMemory([&] { return ComputeScoresOrThrow(bin, options); });
+}
+
+absl::Status Compression::ComputeScoresOrThrow(ByteSource& bin,
+                                               const RunOptions& options) {
   OVPRESS_CHECK(options.executor != nullptr);
   OVPRESS_CHECK(needs_scores());
   OVPRESS_RETURN_IF_ERROR(impl_->model.CheckConstantRanges(bin.size_bytes()));
@@ -191,6 +203,14 @@ absl::Status Compression::Run(ByteSource& bin, ByteSink& out,
 absl::Status Compression::RunAvailable(ByteSource& bin,
                                        uint64_t available_bytes, ByteSink& out,
                                        const RunOptions& options) {
+  return CatchOutOfMemory(
+      [&] { return RunAvailableOrThrow(bin, available_bytes, out, options); });
+}
+
+absl::Status Compression::RunAvailableOrThrow(ByteSource& bin,
+                                              uint64_t available_bytes,
+                                              ByteSink& out,
+                                              const RunOptions& options) {
   OVPRESS_CHECK(options.executor != nullptr);
   OVPRESS_CHECK(impl_->settled);
   Impl& impl = *impl_;

@@ -110,7 +110,8 @@ struct Estimate {
 class Compression {
  public:
   // kInvalidArgument (options, or NNCF refuses this model with them), kDataLoss
-  // (model), kUnimplemented.
+  // (model), kUnimplemented. Here and below kResourceExhausted if memory runs
+  // out.
   static absl::StatusOr<std::unique_ptr<Compression>> Create(
       std::string xml, const CompressionOptions& options);
   ~Compression();
@@ -143,6 +144,11 @@ class Compression {
 
  private:
   Compression();
+  static absl::StatusOr<std::unique_ptr<Compression>> CreateOrThrow(
+      std::string xml, const CompressionOptions& options);
+  absl::Status ComputeScoresOrThrow(ByteSource& bin, const RunOptions& options);
+  absl::Status RunAvailableOrThrow(ByteSource& bin, uint64_t available_bytes,
+                                   ByteSink& out, const RunOptions& options);
   struct Impl;
   std::unique_ptr<Impl> impl_;
 };

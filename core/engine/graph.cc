@@ -6,6 +6,7 @@
 #include <queue>
 #include <set>
 
+#include "absl/container/flat_hash_map.h"
 #include "absl/container/flat_hash_set.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
@@ -81,6 +82,25 @@ std::vector<size_t> OpsOrder(const Model& model, std::vector<bool>* alive) {
   return ops;
 }
 
+// Appends "0" until the name is free, four times at most: with a million equal
+// names the zeros alone would fill terabytes, so further ones are numbered.
+std::string FreeName(const std::string& name,
+                     const absl::flat_hash_set<std::string>& existing,
+                     absl::flat_hash_map<std::string, uint64_t>* next_number) {
+  constexpr int kZerosMax = 4;
+  std::string free = name;
+  for (int zeros = 0; zeros < kZerosMax; ++zeros) {
+    free += "0";
+    if (!existing.contains(free)) return free;
+  }
+  uint64_t& number = (*next_number)[name];
+  std::string numbered;
+  do {
+    numbered = absl::StrCat(free, "_", ++number);
+  } while (existing.contains(numbered));
+  return numbered;
+}
+
 // Names as NNCF would make them unique. It does so once in a model's life: the
 // flag in rt_info says it was done.
 void MakeNamesUnique(const Model& model, const std::vector<size_t>& ops,
@@ -95,13 +115,12 @@ void MakeNamesUnique(const Model& model, const std::vector<size_t>& ops,
           "friendly_names_were_updated");
   if (absl::string_view(flag.attribute("value").value()) == "True") return;
   absl::flat_hash_set<std::string> existing;
+  absl::flat_hash_map<std::string, uint64_t> next_number;
   for (const size_t at : ops) {
     std::string& name = graph->names[at];
     if (existing.contains(name)) {
       // NNCF appends one "0" and stops if that name is taken, too.
-      do {
-        name += "0";
-      } while (existing.contains(name));
+      name = FreeName(name, existing, &next_number);
       graph->renamed.push_back(at);
     }
     existing.insert(name);
@@ -173,21 +192,45 @@ void Sort(const Model& model, const std::vector<size_t>& ops,
 }
 
 // Walks up through Convert, FakeQuantize, FakeConvert and Reshape (input 0) to
-// a constant; kNone if anything else comes first.
-size_t FindConstant(const Model& model, size_t layer) {
-  const std::vector<Layer>& layers = model.layers();
-  while (layer != kNone) {
-    const Layer& at = layers[layer];
-    if (at.type == "Const") return at.constant;
-    if (at.type != "Convert" && at.type != "FakeQuantize" &&
-        at.type != "FakeConvert" && at.type != "Reshape") {
-      return kNone;
+// a constant. Remembers what it found for each layer on the way: a long chain
+// with many readers would otherwise take time by the square.
+class ConstantFinder {
+ public:
+  explicit ConstantFinder(const Model& model)
+      : layers_(model.layers()), found_(layers_.size(), kUnknown) {}
+
+  // kNone if anything else comes first.
+  size_t Find(size_t layer) {
+    path_.clear();
+    size_t result = kNone;
+    while (layer != kNone) {
+      if (found_[layer] != kUnknown) {
+        result = found_[layer];
+        break;
+      }
+      path_.push_back(layer);
+      const Layer& at = layers_[layer];
+      if (at.type == "Const") {
+        result = at.constant;
+        break;
+      }
+      if ((at.type != "Convert" && at.type != "FakeQuantize" &&
+           at.type != "FakeConvert" && at.type != "Reshape") ||
+          at.producers.empty()) {
+        break;
+      }
+      layer = at.producers[0].layer;
     }
-    if (at.producers.empty()) return kNone;
-    layer = at.producers[0].layer;
+    for (const size_t passed : path_) found_[passed] = result;
+    return result;
   }
-  return kNone;
-}
+
+ private:
+  static constexpr size_t kUnknown = kNone - 1;
+  const std::vector<Layer>& layers_;
+  std::vector<size_t> found_;
+  std::vector<size_t> path_;
+};
 
 ElementType InputType(const Model& model, const Layer& layer, size_t input) {
   if (input >= layer.producers.size()) return ElementType::kDynamic;
@@ -196,8 +239,8 @@ ElementType InputType(const Model& model, const Layer& layer, size_t input) {
   return model.layers()[producer.layer].outputs[producer.output].type;
 }
 
-bool IsEmbedding(const Model& model, const Layer& layer,
-                 absl::string_view name) {
+bool IsEmbedding(const Model& model, const Layer& layer, absl::string_view name,
+                 ConstantFinder* finder) {
   if (layer.type != "Gather" || layer.producers.empty()) return false;
   if (absl::EndsWith(name, "nncf_codebook")) return false;
   const ElementType type = InputType(model, layer, 0);
@@ -205,11 +248,11 @@ bool IsEmbedding(const Model& model, const Layer& layer,
       type != ElementType::kF64) {
     return false;
   }
-  return FindConstant(model, layer.producers[0].layer) != kNone;
+  return finder->Find(layer.producers[0].layer) != kNone;
 }
 
-NodeKind KindOf(const Model& model, const Layer& layer,
-                absl::string_view name) {
+NodeKind KindOf(const Model& model, const Layer& layer, absl::string_view name,
+                ConstantFinder* finder) {
   const absl::string_view type = layer.type;
   if (type == "MatMul") return NodeKind::kMatMul;
   if (type == "GroupedMatMul") return NodeKind::kGroupedMatMul;
@@ -221,16 +264,17 @@ NodeKind KindOf(const Model& model, const Layer& layer,
   if (type == "GroupConvolutionBackpropData") {
     return NodeKind::kGroupConvolutionBackpropData;
   }
-  if (IsEmbedding(model, layer, name)) return NodeKind::kEmbedding;
+  if (IsEmbedding(model, layer, name, finder)) return NodeKind::kEmbedding;
   return NodeKind::kOther;
 }
 
 void FindWeights(const Model& model, NodeGraph* graph) {
   const std::vector<Layer>& layers = model.layers();
   graph->kind.assign(layers.size(), NodeKind::kOther);
+  ConstantFinder finder(model);
   for (const size_t at : graph->order) {
     const Layer& layer = layers[at];
-    const NodeKind kind = KindOf(model, layer, graph->names[at]);
+    const NodeKind kind = KindOf(model, layer, graph->names[at], &finder);
     graph->kind[at] = kind;
     if (kind == NodeKind::kOther || !graph->from_parameter[at]) continue;
     size_t first = 0;
@@ -245,7 +289,7 @@ void FindWeights(const Model& model, NodeGraph* graph) {
     for (size_t input = first; input < last; ++input) {
       const size_t producer = layer.producers[input].layer;
       if (producer == kNone || graph->from_parameter[producer]) continue;
-      const size_t constant = FindConstant(model, producer);
+      const size_t constant = finder.Find(producer);
       if (constant == kNone) continue;
       if (!IsFloatingPoint(model.constants()[constant].type)) continue;
       graph->weights.push_back({at, static_cast<int64_t>(input), constant});
@@ -275,80 +319,115 @@ NodeGraph BuildNodeGraph(const Model& model) {
 
 namespace {
 
-// Consumers of all outputs of `at` that have this type; one entry per edge.
-std::vector<size_t> ReadersOfType(const Model& model, const NodeGraph& graph,
-                                  size_t at, absl::string_view type) {
-  std::vector<size_t> found;
-  for (const std::vector<Consumer>& consumers : model.layers()[at].consumers) {
-    for (const Consumer& consumer : consumers) {
-      if (graph.alive[consumer.layer] &&
-          model.layers()[consumer.layer].type == type) {
-        found.push_back(consumer.layer);
+// The patterns that NNCF always ignores. Answers about a layer are remembered,
+// and what OpenVINO knows to have one input is looked at only then: the time is
+// linear in the edges, whatever the file connects.
+class IgnoredPatterns {
+ public:
+  IgnoredPatterns(const Model& model, const NodeGraph& graph)
+      : model_(model),
+        graph_(graph),
+        feeds_(model.layers().size(), kUnknown),
+        feeds_by_concat_(model.layers().size(), kUnknown),
+        sam_(model.layers().size(), kUnknown) {}
+
+  bool IsRope(size_t matmul) {
+    if (FeedsSinAndCosByConcat(matmul)) return true;
+    for (const size_t transpose : ReadersOfType(matmul, "Transpose")) {
+      if (FeedsSinAndCos(transpose) || FeedsSinAndCosByConcat(transpose)) {
+        return true;
       }
     }
+    return false;
   }
-  return found;
-}
 
-bool FeedsSinAndCos(const Model& model, const NodeGraph& graph, size_t at) {
-  return !ReadersOfType(model, graph, at, "Sin").empty() &&
-         !ReadersOfType(model, graph, at, "Cos").empty();
-}
-
-// at -> Concat, with exactly two edges, -> Sin and Cos.
-bool FeedsSinAndCosByConcat(const Model& model, const NodeGraph& graph,
-                            size_t at) {
-  const std::vector<size_t> concats = ReadersOfType(model, graph, at, "Concat");
-  for (const size_t concat : concats) {
-    if (std::count(concats.begin(), concats.end(), concat) == 2 &&
-        FeedsSinAndCos(model, graph, concat)) {
-      return true;
+  bool IsSamPositionalEmbedding(size_t matmul) {
+    for (const size_t multiply : ReadersOfType(matmul, "Multiply")) {
+      if (IsSamMultiply(multiply)) return true;
     }
+    return false;
   }
-  return false;
-}
 
-bool IsRope(const Model& model, const NodeGraph& graph, size_t matmul) {
-  if (FeedsSinAndCosByConcat(model, graph, matmul)) return true;
-  for (const size_t transpose :
-       ReadersOfType(model, graph, matmul, "Transpose")) {
-    if (FeedsSinAndCos(model, graph, transpose) ||
-        FeedsSinAndCosByConcat(model, graph, transpose)) {
-      return true;
-    }
-  }
-  return false;
-}
+ private:
+  enum Answer : uint8_t { kNo, kYes, kUnknown };
 
-bool IsSamPositionalEmbedding(const Model& model, const NodeGraph& graph,
-                              size_t matmul) {
-  for (const size_t multiply :
-       ReadersOfType(model, graph, matmul, "Multiply")) {
-    for (const size_t sin : ReadersOfType(model, graph, multiply, "Sin")) {
-      for (const size_t cos : ReadersOfType(model, graph, multiply, "Cos")) {
-        const std::vector<size_t> a =
-            ReadersOfType(model, graph, sin, "Concat");
-        const std::vector<size_t> b =
-            ReadersOfType(model, graph, cos, "Concat");
-        if (std::find_first_of(a.begin(), a.end(), b.begin(), b.end()) !=
-            a.end()) {
-          return true;
+  // Consumers of all outputs of `at` that have this type; one entry per edge.
+  std::vector<size_t> ReadersOfType(size_t at, absl::string_view type) const {
+    std::vector<size_t> found;
+    for (const auto& consumers : model_.layers()[at].consumers) {
+      for (const Consumer& consumer : consumers) {
+        if (graph_.alive[consumer.layer] &&
+            model_.layers()[consumer.layer].type == type) {
+          found.push_back(consumer.layer);
         }
       }
     }
+    return found;
   }
-  return false;
-}
+
+  template <typename Function>
+  static bool Remember(Answer* answer, const Function& function) {
+    if (*answer == kUnknown) *answer = function() ? kYes : kNo;
+    return *answer == kYes;
+  }
+
+  bool FeedsSinAndCos(size_t at) {
+    return Remember(&feeds_[at], [&] {
+      return !ReadersOfType(at, "Sin").empty() &&
+             !ReadersOfType(at, "Cos").empty();
+    });
+  }
+
+  // at -> Concat, with exactly two edges, -> Sin and Cos.
+  bool FeedsSinAndCosByConcat(size_t at) {
+    return Remember(&feeds_by_concat_[at], [&] {
+      std::vector<size_t> concats = ReadersOfType(at, "Concat");
+      std::sort(concats.begin(), concats.end());
+      for (size_t i = 0; i < concats.size();) {
+        const size_t first = i;
+        while (i < concats.size() && concats[i] == concats[first]) ++i;
+        if (i - first == 2 && FeedsSinAndCos(concats[first])) return true;
+      }
+      return false;
+    });
+  }
+
+  // multiply -> Sin and Cos -> one Concat.
+  bool IsSamMultiply(size_t multiply) {
+    return Remember(&sam_[multiply], [&] {
+      absl::flat_hash_set<size_t> of_sin;
+      for (const size_t sin : ReadersOfType(multiply, "Sin")) {
+        if (model_.layers()[sin].producers.size() != 1) continue;
+        for (const size_t concat : ReadersOfType(sin, "Concat")) {
+          of_sin.insert(concat);
+        }
+      }
+      for (const size_t cos : ReadersOfType(multiply, "Cos")) {
+        if (model_.layers()[cos].producers.size() != 1) continue;
+        for (const size_t concat : ReadersOfType(cos, "Concat")) {
+          if (of_sin.contains(concat)) return true;
+        }
+      }
+      return false;
+    });
+  }
+
+  const Model& model_;
+  const NodeGraph& graph_;
+  std::vector<Answer> feeds_;
+  std::vector<Answer> feeds_by_concat_;
+  std::vector<Answer> sam_;
+};
 
 }  // namespace
 
 std::vector<size_t> FindAlwaysIgnored(const Model& model,
                                       const NodeGraph& graph) {
   std::vector<size_t> found;
+  IgnoredPatterns patterns(model, graph);
   for (const size_t at : graph.order) {
     if (model.layers()[at].type != "MatMul") continue;
-    if (IsRope(model, graph, at) ||
-        IsSamPositionalEmbedding(model, graph, at)) {
+    if (patterns.IsRope(at) || patterns.IsSamPositionalEmbedding(at)) {
       found.push_back(at);
     }
   }

@@ -2,10 +2,12 @@
 
 #include <algorithm>
 #include <cstring>
+#include <limits>
 #include <map>
 #include <numeric>
 #include <tuple>
 
+#include "absl/container/flat_hash_map.h"
 #include "absl/strings/str_cat.h"
 #include "core/base/status_macros.h"
 
@@ -17,15 +19,28 @@ namespace {
 constexpr uint64_t kOutputGrowthMax = 4;
 constexpr uint64_t kOutputGrowthFreeBytes = 64ull << 20;
 
+// What does not fit 64 bits; no file is that long.
+constexpr uint64_t kTooMany = std::numeric_limits<uint64_t>::max();
+
 uint64_t Packed(ElementType type, uint64_t count) {
-  // The source constant was checked; codes and scales are never larger than
-  // 8 bytes an element.
-  return PackedSizeBytes(type, count).value_or(0);
+  return PackedSizeBytes(type, count).value_or(kTooMany);
 }
 
+uint64_t Sum(uint64_t a, uint64_t b) {
+  return a > kTooMany - b ? kTooMany : a + b;
+}
+
+// The product of a constant's shape fits; that of its scale need not, if the
+// constant has a dimension of 0.
 uint64_t Product(const std::vector<uint64_t>& shape) {
-  return std::accumulate(shape.begin(), shape.end(), uint64_t{1},
-                         std::multiplies<>());
+  uint64_t product = 1;
+  bool too_many = false;
+  for (const uint64_t dim : shape) {
+    if (dim == 0) return 0;
+    too_many = too_many || product > kTooMany / dim;
+    product *= dim;
+  }
+  return too_many ? kTooMany : product;
 }
 
 std::string Int64Bytes(const std::vector<uint64_t>& values) {
@@ -48,7 +63,7 @@ class Builder {
   uint64_t PlaceLiteral(const std::string& bytes, Unit* unit);
   ByteRange Place(uint64_t size) {
     const ByteRange range{next_, size};
-    next_ += size;
+    next_ = Sum(next_, size);
     return range;
   }
 
@@ -62,7 +77,7 @@ uint64_t Builder::PlaceLiteral(const std::string& bytes, Unit* unit) {
   const auto [found, inserted] = literals_.try_emplace(bytes, next_);
   if (inserted) {
     unit->literals.push_back({next_, bytes});
-    next_ += bytes.size();
+    next_ = Sum(next_, bytes.size());
   }
   return found->second;
 }
@@ -113,9 +128,16 @@ absl::StatusOr<Layout> Builder::Build() {
   }
   // Constants that AWQ touches are never shared with another's output.
   std::vector<bool> scaled(constants.size(), false);
-  for (const AwqScale& awq : plan_.awq) {
-    scaled[plan_.weights[awq.weight].constant] = true;
-    if (awq.merged_constant != kNone) scaled[awq.merged_constant] = true;
+  absl::flat_hash_map<size_t, std::vector<size_t>> multiplies_of;
+  for (size_t k = 0; k < plan_.awq.size(); ++k) {
+    const AwqScale& awq = plan_.awq[k];
+    const size_t target = plan_.weights[awq.weight].constant;
+    scaled[target] = true;
+    if (awq.merged_constant != kNone) {
+      scaled[awq.merged_constant] = true;
+    } else {
+      multiplies_of[target].push_back(k);
+    }
   }
 
   std::vector<size_t> order(constants.size());
@@ -167,12 +189,11 @@ absl::StatusOr<Layout> Builder::Build() {
     }
     if (unit.kind == UnitKind::kCompress) {
       PlaceParts(&unit);
-      for (size_t k = 0; k < plan_.awq.size(); ++k) {
+      const auto multiplies = multiplies_of.find(index);
+      for (const size_t k : multiplies != multiplies_of.end()
+                                ? multiplies->second
+                                : std::vector<size_t>()) {
         const AwqScale& awq = plan_.awq[k];
-        if (awq.merged_constant != kNone ||
-            plan_.weights[awq.weight].constant != index) {
-          continue;
-        }
         unit.awq_multiply.push_back(
             Place(Packed(awq.multiply_type, Product(awq.multiply_shape))));
         unit.awq_multiply_of.push_back(k);
@@ -181,6 +202,12 @@ absl::StatusOr<Layout> Builder::Build() {
       unit.codes = Place(constant.size_bytes);
     }
     unit.out_end = next_;
+    if (next_ > static_cast<uint64_t>(std::numeric_limits<int64_t>::max())) {
+      return absl::ResourceExhaustedError(
+          absl::StrCat("the output would have more than 2^63 bytes, at "
+                       "constant '",
+                       constant.name, "'"));
+    }
     if (next_ / kOutputGrowthMax > used &&
         next_ - used > kOutputGrowthFreeBytes) {
       return absl::ResourceExhaustedError(absl::StrCat(
@@ -209,13 +236,15 @@ uint64_t CompressedBytes(const Model& model, const CompressionOptions& options,
   const uint64_t groups = Product(
       ScaleShape(constant.shape, weight.reduction_axes, config.group_size));
   uint64_t bytes =
-      Packed(CodeTypeOf(options, config.mode), constant.element_count) +
-      Packed(traits.scale_type, groups);
-  if (traits.zero_point_per_group) bytes += Packed(traits.code_type, groups);
-  if (traits.scalar_zero_point) bytes += 1;
-  if (config.mode == Mode::kNvfp4) bytes += sizeof(float);
+      Sum(Packed(CodeTypeOf(options, config.mode), constant.element_count),
+          Packed(traits.scale_type, groups));
+  if (traits.zero_point_per_group) {
+    bytes = Sum(bytes, Packed(traits.code_type, groups));
+  }
+  if (traits.scalar_zero_point) bytes = Sum(bytes, 1);
+  if (config.mode == Mode::kNvfp4) bytes = Sum(bytes, sizeof(float));
   if (const Codebook* codebook = CodebookOf(options, config.mode)) {
-    bytes += codebook->stored.size();
+    bytes = Sum(bytes, codebook->stored.size());
   }
   return bytes;
 }

@@ -147,15 +147,17 @@ absl::StatusOr<absl::flat_hash_set<std::string>> IgnoredNames(
       unmatched.push_back(absl::StrCat("pattern ", PythonString(pattern)));
     }
   }
+  const absl::flat_hash_set<absl::string_view> types(scope.types.begin(),
+                                                     scope.types.end());
+  absl::flat_hash_set<absl::string_view> met;
+  for (const size_t at : graph.order) {
+    const absl::string_view type = NodeTypeName(model.layers()[at]);
+    if (!types.contains(type)) continue;
+    ignored.insert(graph.names[at]);
+    met.insert(type);
+  }
   for (const std::string& type : scope.types) {
-    bool matched = false;
-    for (const size_t at : graph.order) {
-      if (NodeTypeName(model.layers()[at]) == type) {
-        ignored.insert(graph.names[at]);
-        matched = true;
-      }
-    }
-    if (!matched) {
+    if (!met.contains(type)) {
       unmatched.push_back(absl::StrCat("type ", PythonString(type)));
     }
   }
@@ -420,7 +422,9 @@ FoldedShape Fold(const std::vector<uint64_t>& shape,
 std::vector<uint64_t> CodeShape(const std::vector<uint64_t>& shape,
                                 const std::vector<int>& reduction_axes,
                                 int64_t group_size) {
-  if (group_size == -1) return shape;
+  // A plan that is still open may hold what FinishPlan() will refuse; estimates
+  // ask for its shape all the same.
+  if (group_size == -1 || reduction_axes.empty()) return shape;
   std::vector<uint64_t> out;
   for (size_t axis = 0; axis < shape.size(); ++axis) {
     if (static_cast<int>(axis) == reduction_axes[0]) {

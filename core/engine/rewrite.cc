@@ -50,8 +50,7 @@ class Rewriter {
   Value Dequantize(const Unit& unit, const PlannedWeight& weight);
   Value ScaleValue(const Unit& unit, const PlannedWeight& weight);
   void CompressWeight(size_t constant_index, const PlannedWeight& weight);
-  void Redirect(size_t layer, size_t output, const Value& value,
-                size_t skip_reader);
+  void Redirect(size_t layer, const Value& value);
   void InsertAwqMultiply(size_t index);
   void WriteRtInfo();
 
@@ -213,22 +212,28 @@ Value Rewriter::ScaleValue(const Unit& unit, const PlannedWeight& weight) {
   return scale;
 }
 
-// Lets all readers of an output read `value` instead. A Convert to the very
-// type of the value disappears, its readers read the value.
-void Rewriter::Redirect(size_t layer, size_t output, const Value& value,
-                        size_t skip_reader) {
-  const Layer& from = model_.layers()[layer];
-  for (const Consumer& consumer : from.consumers[output]) {
-    const Layer& reader = model_.layers()[consumer.layer];
-    if (consumer.layer == skip_reader) continue;
-    if (reader.type == "Convert" && !reader.outputs.empty() &&
-        reader.outputs[0].type == value.type) {
-      Redirect(consumer.layer, 0, value, kNone);
-      editor_.RemoveLayer(reader.id);
-      continue;
+// Lets all readers of a layer's first output read `value` instead. A Convert to
+// the very type of the value disappears, its readers read the value. A loop, as
+// a file may chain a million of them.
+void Rewriter::Redirect(size_t layer, const Value& value) {
+  std::vector<size_t> sources{layer};
+  std::vector<uint64_t> removed;
+  while (!sources.empty()) {
+    const Layer& from = model_.layers()[sources.back()];
+    sources.pop_back();
+    for (const Consumer& consumer : from.consumers[0]) {
+      const Layer& reader = model_.layers()[consumer.layer];
+      if (reader.type == "Convert" && reader.inputs.size() == 1 &&
+          reader.outputs.size() == 1 && reader.outputs[0].type == value.type) {
+        sources.push_back(consumer.layer);
+        removed.push_back(reader.id);
+        continue;
+      }
+      editor_.Connect(value.port,
+                      {reader.id, reader.inputs[consumer.input].id});
     }
-    editor_.Connect(value.port, {reader.id, reader.inputs[consumer.input].id});
   }
+  for (const uint64_t id : removed) editor_.RemoveLayer(id);
 }
 
 void Rewriter::CompressWeight(size_t constant_index,
@@ -272,7 +277,7 @@ void Rewriter::CompressWeight(size_t constant_index,
   if (add_convert) {
     value = AddConvert(value, constant.type, absl::StrCat(fq_name, "/convert"));
   }
-  Redirect(constant.layer, 0, value, kNone);
+  Redirect(constant.layer, value);
 }
 
 // activation -> Multiply with the inverse scale -> all readers.

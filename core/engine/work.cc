@@ -322,12 +322,10 @@ void WorkList::Impl::AddCompressItems(uint32_t unit_index) {
     AddItem(item);
     return;
   }
-  uint64_t step = regions;
-  if (region_bytes > 0) {
-    step = std::max<uint64_t>(1, window / region_bytes);
-    step = RoundUp(step, align);
-  }
-  step = std::max<uint64_t>(step, 1);
+  // Regions without elements have scales all the same; these count then.
+  constexpr uint64_t kGroupBytes = 16;
+  const uint64_t piece = region_bytes > 0 ? region_bytes : kGroupBytes;
+  const uint64_t step = RoundUp(std::max<uint64_t>(1, window / piece), align);
   uint64_t at = 0;
   do {
     item.kind = rows ? ItemKind::kRows : ItemKind::kRegions;
@@ -523,7 +521,8 @@ absl::Status WorkList::Impl::RunRows(const Item& item, size_t index) {
                    std::span<const std::byte>(codes.data(), codes_size)));
   OVPRESS_RETURN_IF_ERROR(WriteGroups(unit, state, item.first, rows,
                                       step.as<float>(), zero_points));
-  if (c.measure_error) {
+  // Without elements there is no error, but there may be a huge `length`.
+  if (c.measure_error && count > 0) {
     MeasureRows(state, source.data(), rows, length, step.as<float>(),
                 zero_points, codes.data(), index);
   }

@@ -88,6 +88,11 @@ struct ModelEditor::Impl {
     OVPRESS_CHECK(found != nodes.end());
     return found->second;
   }
+  uint64_t NewId() {
+    // Wraps if the file uses the largest id; each id is tried once at most.
+    while (nodes.contains(next_id)) ++next_id;
+    return next_id;
+  }
   void RemoveEdgeTo(const PortKey& key) {
     const auto found = edge_to.find(key);
     if (found == edge_to.end()) return;
@@ -108,7 +113,8 @@ ModelEditor::ModelEditor(const Model& model) : impl_(std::make_unique<Impl>()) {
   for (const pugi::xml_node node : impl.layers.children("layer")) {
     const uint64_t id = node.attribute("id").as_ullong();
     impl.nodes[id] = node;
-    impl.next_id = std::max(impl.next_id, id + 1);
+    // The largest id there is has no successor: NewId() looks for a free one.
+    impl.next_id = std::max(impl.next_id, id);
   }
   for (const pugi::xml_node edge : impl.edges.children("edge")) {
     const PortKey to{edge.attribute("to-layer").as_ullong(),
@@ -116,11 +122,12 @@ ModelEditor::ModelEditor(const Model& model) : impl_(std::make_unique<Impl>()) {
     impl.edge_to[to] = edge;
     impl.edges_from[edge.attribute("from-layer").as_ullong()].push_back(to);
   }
-  // The constants in the order in which Model::Parse found them.
+  // The constants in the order in which Model::Parse found them: in or below
+  // the elements <layer> directly under <layers>, nowhere else.
   std::vector<pugi::xml_node> stack;
   for (pugi::xml_node node = impl.layers.last_child(); node;
        node = node.previous_sibling()) {
-    stack.push_back(node);
+    if (std::strcmp(node.name(), "layer") == 0) stack.push_back(node);
   }
   while (!stack.empty()) {
     const pugi::xml_node at = stack.back();
@@ -146,7 +153,7 @@ uint64_t ModelEditor::AddLayerAfter(uint64_t anchor_id, const NewLayer& layer) {
                                    ? found->second
                                    : impl_->NodeOf(anchor_id);
   const pugi::xml_node node = impl_->layers.insert_child_after("layer", after);
-  const uint64_t id = impl_->next_id++;
+  const uint64_t id = impl_->NewId();
   Fill(node, id, layer);
   impl_->last_after[anchor_id] = node;
   impl_->nodes[id] = node;
@@ -157,7 +164,7 @@ uint64_t ModelEditor::AddLayerBefore(uint64_t anchor_id,
                                      const NewLayer& layer) {
   const pugi::xml_node node =
       impl_->layers.insert_child_before("layer", impl_->NodeOf(anchor_id));
-  const uint64_t id = impl_->next_id++;
+  const uint64_t id = impl_->NewId();
   Fill(node, id, layer);
   impl_->nodes[id] = node;
   return id;

@@ -1,7 +1,9 @@
 #include "core/ir/model.h"
 
 #include <algorithm>
+#include <cstdlib>
 #include <limits>
+#include <new>
 
 #include "absl/container/flat_hash_map.h"
 #include "absl/container/flat_hash_set.h"
@@ -13,6 +15,18 @@
 
 namespace ovpress {
 namespace {
+
+// pugixml answers a lack of memory with null nodes, on which every edit does
+// nothing: the result would be a wrong document and no error. So it throws.
+void* AllocateOrThrow(size_t size) {
+  void* const memory = std::malloc(size);
+  if (memory == nullptr) throw std::bad_alloc();
+  return memory;
+}
+[[maybe_unused]] const bool kMemoryFunctionsSet = [] {
+  pugi::set_memory_management_functions(AllocateOrThrow, std::free);
+  return true;
+}();
 
 // Messages quote names from the file; a hostile one may be megabytes long.
 std::string Quote(absl::string_view name) {

@@ -689,6 +689,8 @@ int MxExponent(Numerics numerics, float t) {
     // log2(e) as f32, 0x3FB8AA3B.
     exponent = std::ceil(ln * 1.44269502f);
   }
+  // NaN has no integer; it is refused later, or taken like an infinity.
+  if (std::isnan(exponent)) return 127;
   return static_cast<int>(std::clamp(exponent, -127.0f, 127.0f));
 }
 

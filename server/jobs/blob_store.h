@@ -124,7 +124,9 @@ class BlobStore {
   // that are there count as used now.
   virtual absl::StatusOr<std::vector<BlobRef>> FindMissing(
       absl::string_view owner, std::span<const BlobRef> refs) = 0;
-  // Pinned while the source lives. kNotFound, also for blobs of others.
+  // Pinned while the source lives. kNotFound, also for blobs of others. What
+  // was on the disk before this process, or was changed by somebody else, is
+  // read once in full and compared with its digest: kDataLoss as from Verify().
   virtual absl::StatusOr<std::unique_ptr<ByteSource>> OpenRead(
       absl::string_view owner, const BlobRef& ref) = 0;
   // kFailedPrecondition with GetMissingBlobs() if the owner lacks some.

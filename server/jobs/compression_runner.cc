@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "core/base/memory.h"
 #include "core/base/status_macros.h"
 #include "core/engine/compression.h"
 #include "server/jobs/options_json.h"
@@ -27,6 +28,17 @@ class CompressionRunner final : public JobRunner {
 
   absl::StatusOr<JobEstimate> Estimate(BlobStore* blobs,
                                        const JobSpec& spec) override {
+    return CatchOutOfMemory([&] { return EstimateOrThrow(blobs, spec); });
+  }
+
+  absl::StatusOr<RunOutput> Run(const JobSpec& spec,
+                                const RunContext& context) override {
+    return CatchOutOfMemory([&] { return RunOrThrow(spec, context); });
+  }
+
+ private:
+  absl::StatusOr<JobEstimate> EstimateOrThrow(BlobStore* blobs,
+                                              const JobSpec& spec) {
     OVPRESS_ASSIGN_OR_RETURN(const std::unique_ptr<Compression> compression,
                              Plan(blobs, spec));
     const ovpress::Estimate sizes = compression->EstimateSizes();
@@ -41,8 +53,8 @@ class CompressionRunner final : public JobRunner {
     return estimate;
   }
 
-  absl::StatusOr<RunOutput> Run(const JobSpec& spec,
-                                const RunContext& context) override {
+  absl::StatusOr<RunOutput> RunOrThrow(const JobSpec& spec,
+                                       const RunContext& context) {
     RunOptions run;
     run.executor = context.executor;
     run.memory_budget_bytes =
@@ -70,8 +82,8 @@ class CompressionRunner final : public JobRunner {
     }
     OVPRESS_ASSIGN_OR_RETURN(
         const std::unique_ptr<BlobWriter> out,
-        context.blobs->CreateOutput(
-            spec.owner, compression->output_bin_bytes(), context.space));
+        context.blobs->CreateOutput(spec.owner, compression->output_bin_bytes(),
+                                    context.space));
     OVPRESS_RETURN_IF_ERROR(compression->Run(*bin, *out, run));
     tell({.phase = Phase::kFinishing});
     const Report report = compression->report();
@@ -87,9 +99,9 @@ class CompressionRunner final : public JobRunner {
         published, PublishBytes(context.blobs, spec.owner,
                                 compression->OutputXml(), context.space));
     result.xml = keep(std::move(published));
-    OVPRESS_ASSIGN_OR_RETURN(published,
-                             PublishBytes(context.blobs, spec.owner,
-                                          report.ToJson(), context.space));
+    OVPRESS_ASSIGN_OR_RETURN(
+        published, PublishBytes(context.blobs, spec.owner, report.ToJson(),
+                                context.space));
     result.report = keep(std::move(published));
     result.bin_bytes_before = report.bin_bytes_before;
     result.bin_bytes_after = report.bin_bytes_after;
@@ -105,7 +117,6 @@ class CompressionRunner final : public JobRunner {
     return output;
   }
 
- private:
   uint64_t Budget(const JobSpec& spec) const {
     return spec.memory_budget_bytes != 0 ? spec.memory_budget_bytes
                                          : limits_.default_job_memory_bytes;

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "core/base/check.h"
+#include "core/base/memory.h"
 #include "core/base/mutex.h"
 #include "oneapi/tbb/global_control.h"
 #include "oneapi/tbb/info.h"
@@ -162,7 +163,8 @@ class FairPool final : public FairExecutor {
     mutex_.Unlock();
     const FairPool* const outer = std::exchange(current_pool, this);
     const int64_t start = Now();
-    absl::Status status = (*loop->body)(index);
+    absl::Status status =
+        CatchOutOfMemory([&] { return (*loop->body)(index); });
     const double cost =
         std::max<double>(1, static_cast<double>(Now() - start));
     current_pool = outer;

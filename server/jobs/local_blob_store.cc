@@ -165,10 +165,37 @@ struct Staged {
   std::atomic<uint64_t> written{0};
 };
 
+// What a file looks like to somebody who does not read it. Whoever writes to it
+// changes that, so an unchanged look means the bytes that were hashed.
+struct FileLook {
+  ino_t inode = 0;
+  off_t size = 0;
+  int64_t changed_ns = 0;
+
+  friend bool operator==(const FileLook&, const FileLook&) = default;
+};
+
+std::optional<FileLook> LookOf(const struct stat& info) {
+  return FileLook{.inode = info.st_ino,
+                  .size = info.st_size,
+                  .changed_ns = int64_t{info.st_ctim.tv_sec} * 1'000'000'000 +
+                                info.st_ctim.tv_nsec};
+}
+std::optional<FileLook> LookAt(const std::string& path) {
+  struct stat info {};
+  if (::stat(path.c_str(), &info) != 0) return std::nullopt;
+  return LookOf(info);
+}
+
 struct BlobInfo {
+  // Tells a blob from one of the same name that was dropped and came again.
+  uint64_t generation = 0;
   absl::Time last_use;
   int pins = 0;
   std::set<std::string> owners;  // hashes
+  // The file when its digest was last known to be right; nullopt: not since
+  // this process started, or somebody changed the file.
+  std::optional<FileLook> verified;
 };
 
 class LocalBlobStore final : public BlobStore {
@@ -227,14 +254,23 @@ class LocalBlobStore final : public BlobStore {
   }
 
   // Moves a finished, synced file to its place and makes `owner` see it.
-  absl::Status Publish(const std::string& path, const BlobRef& ref,
-                       const std::string& owner, bool pin);
+  // Returns the blob's generation.
+  absl::StatusOr<uint64_t> Publish(const std::string& path, const BlobRef& ref,
+                                   const std::string& owner, bool pin);
   bool OwnerHas(const std::string& owner, const BlobRef& ref)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Use(const BlobRef& ref, BlobInfo& info)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Drop(const BlobRef& ref) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  void Unpin(const std::vector<BlobRef>& refs);
+  struct Pinned {
+    BlobRef ref;
+    uint64_t generation = 0;
+  };
+  void Unpin(const std::vector<Pinned>& pinned);
+  // Verify() unless it was done already and the file is as it was.
+  absl::Status EnsureVerified(const BlobRef& ref);
+  // Sets a damaged blob aside; kDataLoss.
+  absl::Status Spoil(const BlobRef& ref, absl::string_view what);
   uint64_t UsedBytes() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
     return blob_bytes_ + staged_bytes_ + reserved_bytes_;
   }
@@ -255,6 +291,7 @@ class LocalBlobStore final : public BlobStore {
   std::atomic<uint64_t> reserved_written_{0};  // of reserved_bytes_
 
   Mutex mutex_;
+  uint64_t next_generation_ ABSL_GUARDED_BY(mutex_) = 1;
   std::map<BlobRef, BlobInfo> blobs_ ABSL_GUARDED_BY(mutex_);
   std::map<std::string, std::shared_ptr<Staged>> staged_
       ABSL_GUARDED_BY(mutex_);
@@ -268,13 +305,13 @@ class LocalBlobStore final : public BlobStore {
 
 class LocalBlobStore::PinImpl final : public BlobPin {
  public:
-  PinImpl(LocalBlobStore* store, std::vector<BlobRef> refs)
-      : store_(store), refs_(std::move(refs)) {}
-  ~PinImpl() override { store_->Unpin(refs_); }
+  PinImpl(LocalBlobStore* store, std::vector<Pinned> pinned)
+      : store_(store), pinned_(std::move(pinned)) {}
+  ~PinImpl() override { store_->Unpin(pinned_); }
 
  private:
   LocalBlobStore* const store_;
-  const std::vector<BlobRef> refs_;
+  const std::vector<Pinned> pinned_;
 };
 
 class LocalBlobStore::Source final : public ByteSource {
@@ -386,11 +423,12 @@ class LocalBlobStore::Writer final : public BlobWriter {
     OVPRESS_RETURN_IF_ERROR(HashPrefix(fd_.get(), size_, path_, &hasher));
     Published published;
     published.ref = {.sha256 = hasher.FinishHex(), .size_bytes = size_};
-    OVPRESS_RETURN_IF_ERROR(
+    OVPRESS_ASSIGN_OR_RETURN(
+        const uint64_t generation,
         store_->Publish(path_, published.ref, owner_, /*pin=*/true));
     published_ = true;
-    published.pin =
-        std::make_unique<PinImpl>(store_, std::vector<BlobRef>{published.ref});
+    published.pin = std::make_unique<PinImpl>(
+        store_, std::vector<Pinned>{{published.ref, generation}});
     return published;
   }
 
@@ -473,8 +511,18 @@ class LocalBlobStore::Upload final : public BlobUpload {
             ", the resource name says ", staged_->ref.sha256,
             "; the upload was dropped, sending the same again cannot help"));
       } else {
-        status = store_->Publish(staged_->folder + "/data", staged_->ref,
-                                 staged_->owner, /*pin=*/false);
+        status = store_
+                     ->Publish(staged_->folder + "/data", staged_->ref,
+                               staged_->owner, /*pin=*/false)
+                     .status();
+        if (!status.ok() && LookAt(staged_->folder + "/data").has_value()) {
+          // The bytes are durable and still here: to be resumed, not sent
+          // again.
+          staged_->gone = false;
+          ++staged_->generation;
+          staged_->writer_alive = false;
+          return status;
+        }
       }
     }
     store_->Forget(staged_);
@@ -538,7 +586,9 @@ absl::Status LocalBlobStore::Recover(RecoveryReport* report) {
           Rename(path, absl::StrCat(root_, "/corrupt/", FileName(*ref))));
       continue;
     }
-    blobs_[*ref].last_use = absl::FromTimeT(info.st_mtime);
+    BlobInfo& blob = blobs_[*ref];
+    blob.generation = next_generation_++;
+    blob.last_use = absl::FromTimeT(info.st_mtime);
   }
   if (error) return ErrnoToStatus(error.value(), "reading " + Path("blobs"));
   for (const auto& owner : fs::directory_iterator(Path("owners"), error)) {
@@ -696,9 +746,13 @@ bool LocalBlobStore::OwnerHas(const std::string& owner, const BlobRef& ref) {
 
 void LocalBlobStore::Use(const BlobRef& ref, BlobInfo& info) {
   info.last_use = Now();
+  const std::string path = BlobPath(ref);
+  if (info.verified != LookAt(path)) info.verified.reset();
   const timespec time = absl::ToTimespec(info.last_use);
   const timespec times[2] = {time, time};
-  ::utimensat(AT_FDCWD, BlobPath(ref).c_str(), times, 0);
+  ::utimensat(AT_FDCWD, path.c_str(), times, 0);
+  // Setting the time is a change, too, but ours.
+  if (info.verified.has_value()) info.verified = LookAt(path);
 }
 
 void LocalBlobStore::Drop(const BlobRef& ref) {
@@ -713,23 +767,26 @@ void LocalBlobStore::Drop(const BlobRef& ref) {
   blobs_.erase(it);
 }
 
-void LocalBlobStore::Unpin(const std::vector<BlobRef>& refs) {
+void LocalBlobStore::Unpin(const std::vector<Pinned>& pinned) {
   MutexLock lock(&mutex_);
-  for (const BlobRef& ref : refs) {
-    const auto it = blobs_.find(ref);
-    if (it == blobs_.end()) continue;
-    if (--it->second.pins == 0 && it->second.owners.empty()) Drop(ref);
+  for (const Pinned& pin : pinned) {
+    const auto it = blobs_.find(pin.ref);
+    if (it == blobs_.end() || it->second.generation != pin.generation) continue;
+    if (--it->second.pins == 0 && it->second.owners.empty()) Drop(pin.ref);
   }
 }
 
-absl::Status LocalBlobStore::Publish(const std::string& path,
-                                     const BlobRef& ref,
-                                     const std::string& owner, bool pin) {
+absl::StatusOr<uint64_t> LocalBlobStore::Publish(const std::string& path,
+                                                 const BlobRef& ref,
+                                                 const std::string& owner,
+                                                 bool pin) {
   MutexLock lock(&mutex_);
   const std::string target = BlobPath(ref);
   const std::string folder = target.substr(0, target.rfind('/'));
   const auto present = blobs_.find(ref);
-  if (present == blobs_.end()) {
+  // Bytes that are known to be right replace those that are not.
+  if (present == blobs_.end() || !present->second.verified.has_value() ||
+      present->second.verified != LookAt(target)) {
     OVPRESS_RETURN_IF_ERROR(MakeDirectory(folder));
     OVPRESS_RETURN_IF_ERROR(SyncDirectory(Path("blobs")));
     OVPRESS_RETURN_IF_ERROR(Rename(path, target));
@@ -747,13 +804,18 @@ absl::Status LocalBlobStore::Publish(const std::string& path,
   OVPRESS_RETURN_IF_ERROR(Step("marker_made"));
   OVPRESS_RETURN_IF_ERROR(SyncDirectory(MarkerFolder(owner)));
   OVPRESS_RETURN_IF_ERROR(Step("marker_synced"));
-  if (present == blobs_.end()) blob_bytes_ += ref.size_bytes;
-  BlobInfo& info = blobs_[ref];
+  const auto [at, is_new] = blobs_.try_emplace(ref);
+  BlobInfo& info = at->second;
+  if (is_new) {
+    blob_bytes_ += ref.size_bytes;
+    info.generation = next_generation_++;
+  }
   info.owners.insert(owner);
   if (pin) ++info.pins;
+  info.verified = LookAt(target);
   Use(ref, info);
   if (options_.observer) options_.observer->OnBlobPublished(ref.size_bytes);
-  return absl::OkStatus();
+  return info.generation;
 }
 
 absl::StatusOr<std::vector<BlobRef>> LocalBlobStore::FindMissing(
@@ -782,16 +844,17 @@ absl::StatusOr<std::unique_ptr<BlobPin>> LocalBlobStore::Pin(
                            FindMissing(owner, refs));
   if (!missing.empty()) return MissingBlobsError(missing);
   const std::string hash = Sha256Hex(owner);
-  std::vector<BlobRef> pinned;
+  std::vector<Pinned> pinned;
   MutexLock lock(&mutex_);
   for (const BlobRef& ref : refs) {
     if (IsEmptyBlob(ref)) continue;
     if (!OwnerHas(hash, ref)) {  // evicted since
-      for (const BlobRef& taken : pinned) --blobs_[taken].pins;
+      for (const Pinned& taken : pinned) --blobs_[taken.ref].pins;
       return MissingBlobsError({ref});
     }
-    ++blobs_[ref].pins;
-    pinned.push_back(ref);
+    BlobInfo& info = blobs_[ref];
+    ++info.pins;
+    pinned.push_back({ref, info.generation});
   }
   return std::make_unique<PinImpl>(this, std::move(pinned));
 }
@@ -805,6 +868,7 @@ absl::StatusOr<std::unique_ptr<ByteSource>> LocalBlobStore::OpenRead(
     return absl::NotFoundError(absl::StrCat("there is no ", BlobName(ref)));
   }
   OVPRESS_RETURN_IF_ERROR(pin.status());
+  OVPRESS_RETURN_IF_ERROR(EnsureVerified(ref));
   const std::string path = BlobPath(ref);
   OVPRESS_ASSIGN_OR_RETURN(Fd fd, Open(path, O_RDONLY));
   return std::make_unique<Source>(std::move(fd), ref.size_bytes, path,
@@ -814,17 +878,54 @@ absl::StatusOr<std::unique_ptr<ByteSource>> LocalBlobStore::OpenRead(
 absl::Status LocalBlobStore::Verify(const BlobRef& ref) {
   if (IsEmptyBlob(ref)) return absl::OkStatus();
   const std::string path = BlobPath(ref);
-  OVPRESS_ASSIGN_OR_RETURN(const Fd fd, Open(path, O_RDONLY));
+  const absl::StatusOr<Fd> fd = Open(path, O_RDONLY);
+  if (absl::IsNotFound(fd.status())) return Spoil(ref, "is gone");
+  OVPRESS_RETURN_IF_ERROR(fd.status());
+  struct stat before {};
+  if (::fstat(fd->get(), &before) != 0) {
+    return ErrnoToStatus(errno, absl::StrCat("examining ", path));
+  }
+  if (static_cast<uint64_t>(before.st_size) != ref.size_bytes) {
+    return Spoil(ref, "does not have its size any more");
+  }
   Sha256Hasher hasher;
-  const absl::Status read = HashPrefix(fd.get(), ref.size_bytes, path, &hasher);
-  if (read.ok() && hasher.FinishHex() == ref.sha256) return absl::OkStatus();
+  const absl::Status read =
+      HashPrefix(fd->get(), ref.size_bytes, path, &hasher);
+  // A disk that cannot read now may do so later: nothing is known of the bytes.
+  if (!read.ok() && !absl::IsDataLoss(read)) return read;
+  if (!read.ok() || hasher.FinishHex() != ref.sha256) {
+    return Spoil(ref, "does not have its digest any more");
+  }
+  MutexLock lock(&mutex_);
+  const auto it = blobs_.find(ref);
+  if (it != blobs_.end()) {
+    // Times that others set in between only cost another pass.
+    it->second.verified = LookOf(before);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status LocalBlobStore::EnsureVerified(const BlobRef& ref) {
+  {
+    MutexLock lock(&mutex_);
+    const auto it = blobs_.find(ref);
+    if (it != blobs_.end() && it->second.verified.has_value() &&
+        it->second.verified == LookAt(BlobPath(ref))) {
+      return absl::OkStatus();
+    }
+  }
+  return Verify(ref);
+}
+
+absl::Status LocalBlobStore::Spoil(const BlobRef& ref, absl::string_view what) {
   if (options_.observer) options_.observer->OnBlobCorrupt(ref);
   MutexLock lock(&mutex_);
-  Rename(path, absl::StrCat(root_, "/corrupt/", FileName(ref))).IgnoreError();
+  Rename(BlobPath(ref), absl::StrCat(root_, "/corrupt/", FileName(ref)))
+      .IgnoreError();
   Drop(ref);
-  return absl::DataLossError(absl::StrCat(
-      "stored ", BlobName(ref),
-      " does not have its digest any more; it was set aside, upload it again"));
+  return absl::DataLossError(
+      absl::StrCat("stored ", BlobName(ref), " ", what,
+                   "; it was set aside, upload it again or run its job again"));
 }
 
 absl::Status LocalBlobStore::Release(absl::string_view owner,

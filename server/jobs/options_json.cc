@@ -1,5 +1,6 @@
 #include "server/jobs/options_json.h"
 
+#include <type_traits>
 #include <utility>
 
 #include "absl/strings/escaping.h"
@@ -25,7 +26,17 @@ template <typename T>
 void Take(Json& json, const char* key, T* value) {
   const auto it = json.find(key);
   if (it == json.end()) return;
-  *value = it->get<T>();
+  if constexpr (std::is_same_v<T, int64_t>) {
+    // get<> would convert 1e300, which is undefined, and wrap what is too
+    // large.
+    if (!it->is_number_integer() ||
+        (it->is_number_unsigned() &&
+         it->template get<uint64_t>() > static_cast<uint64_t>(INT64_MAX))) {
+      throw Json::type_error::create(
+          302, absl::StrCat(key, " must be a 64-bit integer"), &*it);
+    }
+  }
+  *value = it->template get<T>();
   json.erase(it);
 }
 template <typename T>

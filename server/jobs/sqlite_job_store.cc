@@ -171,6 +171,8 @@ class SqliteJobStore final : public JobStore {
           return absl::OkStatus();
         }));
     if (check != "ok") {
+      // One line for the log.
+      std::replace(check.begin(), check.end(), '\n', ' ');
       return absl::DataLossError(
           absl::StrCat("the job database ", path_, " is damaged (", check,
                        "); it was left as it is: restore a copy, or move it "

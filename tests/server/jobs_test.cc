@@ -3,6 +3,7 @@
 #include <stdlib.h>
 
 #include <atomic>
+#include <chrono>
 #include <filesystem>
 #include <fstream>
 #include <limits>
@@ -177,6 +178,93 @@ TEST_F(JobsTest, SilentUploadsExpireAndDamagedBlobsAreSetAside) {
             absl::StatusCode::kFailedPrecondition);
 }
 
+TEST_F(JobsTest, WhatChangedOnTheDiskIsNotServed) {
+  const BlobRef ref = BlobRefOf("fine");
+  const std::string path = folder_ + "/store/blobs/" + ref.sha256.substr(0, 2) +
+                           "/" + ref.sha256 + "-4";
+  for (const bool restarted : {false, true}) {
+    for (const std::string now : {"evil", "fin", "fine and more", ""}) {
+      auto store = OpenBlobs();
+      ASSERT_TRUE(Upload(*store, "o", "fine").ok());
+      EXPECT_TRUE(store->OpenRead("o", ref).ok());
+      if (restarted) store.reset();
+      // The clock of changed files has steps of a few milliseconds.
+      std::this_thread::sleep_for(std::chrono::milliseconds(20));
+      std::ofstream(path) << now;
+      if (restarted) store = OpenBlobs();
+      const auto read = store->OpenRead("o", ref);
+      // A wrong size is seen at the start already.
+      EXPECT_EQ(read.status().code(), restarted && now.size() != 4
+                                          ? absl::StatusCode::kNotFound
+                                          : absl::StatusCode::kDataLoss)
+          << now << ": " << read.status();
+      EXPECT_FALSE(Has(*store, "o", "fine"));
+      // Uploading it again mends it.
+      ASSERT_TRUE(Upload(*store, "o", "fine").ok());
+      EXPECT_EQ(*ReadBlob(store.get(), "o", ref, 100), "fine");
+    }
+  }
+}
+
+TEST_F(JobsTest, AVanishedBlobIsMissingNotAnEndlessError) {
+  auto store = OpenBlobs();
+  ASSERT_TRUE(Upload(*store, "o", "fine").ok());
+  const BlobRef ref = BlobRefOf("fine");
+  fs::remove(folder_ + "/store/blobs/" + ref.sha256.substr(0, 2) + "/" +
+             ref.sha256 + "-4");
+  EXPECT_EQ(store->OpenRead("o", ref).status().code(),
+            absl::StatusCode::kDataLoss);
+  EXPECT_FALSE(Has(*store, "o", "fine"));
+  EXPECT_TRUE(Upload(*store, "o", "fine").ok());
+}
+
+TEST_F(JobsTest, ADamagedCopyDoesNotOutliveAGoodOne) {
+  { ASSERT_TRUE(Upload(*OpenBlobs(), "a", "fine").ok()); }
+  const BlobRef ref = BlobRefOf("fine");
+  std::ofstream(folder_ + "/store/blobs/" + ref.sha256.substr(0, 2) + "/" +
+                ref.sha256 + "-4")
+      << "evil";
+  auto store = OpenBlobs();
+  // The bytes of another owner were thrown away for those that were there.
+  ASSERT_TRUE(Upload(*store, "b", "fine").ok());
+  EXPECT_EQ(*ReadBlob(store.get(), "b", ref, 100), "fine");
+  EXPECT_EQ(*ReadBlob(store.get(), "a", ref, 100), "fine");
+}
+
+TEST_F(JobsTest, APinOfADamagedBlobDoesNotUnpinTheNextOne) {
+  auto store = OpenBlobs();
+  ASSERT_TRUE(Upload(*store, "o", "fine").ok());
+  const BlobRef ref = BlobRefOf("fine");
+  auto old_pin = store->Pin("o", std::span(&ref, 1));
+  ASSERT_TRUE(old_pin.ok());
+  std::ofstream(folder_ + "/store/blobs/" + ref.sha256.substr(0, 2) + "/" +
+                ref.sha256 + "-4")
+      << "evil";
+  ASSERT_EQ(store->Verify(ref).code(), absl::StatusCode::kDataLoss);
+  ASSERT_TRUE(Upload(*store, "o", "fine").ok());
+  auto pin = store->Pin("o", std::span(&ref, 1));
+  ASSERT_TRUE(pin.ok());
+  EXPECT_EQ(store->Stats().pinned_bytes, 4u);
+  old_pin->reset();
+  EXPECT_EQ(store->Stats().pinned_bytes, 4u);
+}
+
+TEST_F(JobsTest, AnUploadThatCannotBePublishedNowIsNotSentAgain) {
+  auto store = OpenBlobs();
+  // A file in the way of the blob's folder: it cannot be placed.
+  const BlobRef ref = BlobRefOf("fine");
+  const std::string folder =
+      folder_ + "/store/blobs/" + ref.sha256.substr(0, 2);
+  std::ofstream(folder) << "in the way";
+  EXPECT_FALSE(Upload(*store, "o", "fine").ok());
+  const auto status = store->QueryUpload("o", {.uuid = "u", .ref = ref});
+  ASSERT_TRUE(status.ok()) << status.status();
+  EXPECT_EQ(status->committed_bytes, 4u);
+  fs::remove(folder);
+  EXPECT_TRUE(Upload(*store, "o", "fine").ok());
+  EXPECT_TRUE(Has(*store, "o", "fine"));
+}
+
 JobRecord Job(const std::string& id, const std::string& owner = "o") {
   JobRecord job;
   job.id = id;
@@ -311,6 +399,16 @@ TEST(OptionsJsonTest, KeepsEveryOptionAndRefusesUnknownOnes) {
   EXPECT_THAT(
       OptionsFromJson(R"({"mode":"int8_asym","new":1})").status().message(),
       HasSubstr("new"));
+  // Numbers that an integer cannot hold: the conversion was undefined.
+  for (const char* number :
+       {"1e300", "-9.3e18", "18446744073709551615", "1.5", "true", "\"1\""}) {
+    for (const char* key : {"group_size", "min_adjusted_group_size"}) {
+      EXPECT_FALSE(OptionsFromJson(absl::StrCat(R"({"mode":"int4_sym",")", key,
+                                                "\":", number, "}"))
+                       .ok())
+          << key << " " << number;
+    }
+  }
   EXPECT_FALSE(OptionsFromJson("{").ok());
 }
 

@@ -75,6 +75,44 @@ TEST_F(IoTest, WithoutCommitNothingIsLeftAndTheOldFileStays) {
   EXPECT_EQ(FileCount(), 1u);
 }
 
+TEST_F(IoTest, FilesThatBelongTogetherArePublishedTogetherOrNot) {
+  for (const bool replace : {false, true}) {
+    // The second name is taken by a folder that appeared meanwhile, so that its
+    // rename fails after the first one's.
+    if (replace) {
+      std::ofstream(Path("a.bin")) << "old bin";
+      std::ofstream(Path("a.xml")) << "old xml";
+    }
+    for (const bool broken : {true, false}) {
+      auto bin = AtomicFile::Create(Path("a.bin"), 0);
+      auto xml = AtomicFile::Create(Path("a.xml"), 0);
+      ASSERT_TRUE(bin.ok() && xml.ok());
+      ASSERT_TRUE((*bin)->WriteAt(0, Bytes("new bin")).ok());
+      ASSERT_TRUE((*xml)->WriteAt(0, Bytes("new xml")).ok());
+      ASSERT_TRUE((*bin)->Sync().ok() && (*xml)->Sync().ok());
+      if (broken) fs::remove((*xml)->temporary_path());
+      AtomicFile* const files[] = {bin->get(), xml->get()};
+      const absl::Status status = PublishTogether(files);
+      bin->reset();
+      xml->reset();
+      EXPECT_EQ(status.ok(), !broken) << status;
+      if (!broken) {
+        EXPECT_EQ(Content(Path("a.bin")), "new bin");
+        EXPECT_EQ(Content(Path("a.xml")), "new xml");
+        EXPECT_EQ(FileCount(), 2u);
+      } else {
+        EXPECT_THAT(status,
+                    StatusIs(absl::StatusCode::kNotFound, HasSubstr("a.xml")));
+        EXPECT_EQ(FileCount(), replace ? 2u : 0u);
+        EXPECT_EQ(Content(Path("a.bin")), replace ? "old bin" : "");
+        EXPECT_EQ(Content(Path("a.xml")), replace ? "old xml" : "");
+      }
+    }
+    fs::remove(Path("a.bin"));
+    fs::remove(Path("a.xml"));
+  }
+}
+
 TEST_F(IoTest, FinishedFilesHaveOrdinaryPermissions) {
   const mode_t old = ::umask(027);
   auto file = AtomicFile::Create(Path("a"), 0);
