@@ -10,31 +10,6 @@
 
 namespace ovpress {
 
-float PairwiseSum(const float* values, size_t count) {
-  // numpy/_core/src/umath/loops_utils.h: blocks of up to 128 elements with
-  // eight accumulators, halves (multiples of eight) above.
-  if (count < 8) {
-    float sum = -0.0f;
-    for (size_t i = 0; i < count; ++i) sum += values[i];
-    return sum;
-  }
-  if (count <= 128) {
-    float r[8];
-    for (size_t k = 0; k < 8; ++k) r[k] = values[k];
-    size_t i = 8;
-    for (; i < count - count % 8; i += 8) {
-      for (size_t k = 0; k < 8; ++k) r[k] += values[i + k];
-    }
-    float sum =
-        ((r[0] + r[1]) + (r[2] + r[3])) + ((r[4] + r[5]) + (r[6] + r[7]));
-    for (; i < count; ++i) sum += values[i];
-    return sum;
-  }
-  size_t half = count / 2;
-  half -= half % 8;
-  return PairwiseSum(values, half) + PairwiseSum(values + half, count - half);
-}
-
 namespace {
 
 constexpr float kEps = 1.1920929e-07f;  // f32 machine epsilon

@@ -30,9 +30,6 @@ absl::Status ComputeAwqFactors(
     const std::function<absl::Status(uint64_t)>& advance,
     std::vector<float>* factors, std::vector<float>* inverses);
 
-// NumPy's pairwise sum of a contiguous f32 array.
-float PairwiseSum(const float* values, size_t count);
-
 }  // namespace ovpress
 
 #endif  // OVPRESS_CORE_ENGINE_AWQ_H_
