@@ -9,9 +9,9 @@
 //   cosine          <w, d> / (||w|| ||d||)
 //   max abs error   the largest |d - w|
 // Differences are taken in f32, squares and sums in f64, in an order that is
-// fixed: results do not depend on threads. docs/report.md has the same two
-// first formulas for what `compress` measures; there d is code times scale in
-// f32, here it is what OpenVINO's operations give (expression.h).
+// fixed: results do not depend on threads. Values are OpenVINO's in f32
+// (expression.h); docs/report.md has the same two first formulas for what
+// `compress` measures.
 #ifndef OVPRESS_CORE_ANALYSIS_COMPARE_H_
 #define OVPRESS_CORE_ANALYSIS_COMPARE_H_
 

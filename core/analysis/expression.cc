@@ -274,16 +274,6 @@ std::optional<WeightExpression> WeightExpression::Build(const Model& model,
   return out;
 }
 
-bool WeightExpression::compressed() const {
-  for (const Node& node : nodes_) {
-    if (node.op != Op::kConst && node.op != Op::kConvert) return true;
-    if (!IsFloatingPoint(node.type) || BitsPerElement(node.type) < 8) {
-      return true;
-    }
-  }
-  return false;
-}
-
 std::string WeightExpression::StorageText() const {
   // The constant with the most elements holds the codes, the first of equals.
   const Constant* codes = nullptr;
@@ -459,7 +449,6 @@ absl::Status WeightExpression::EvaluateBinary(ByteSource& bin, const Node& node,
     }
     done += take;
   }
-  RoundTo(node.type, out, count);
   return absl::OkStatus();
 }
 

@@ -18,11 +18,11 @@ namespace ovpress {
 // Reshape, Squeeze, Unsqueeze and Gather from a one-dimensional table: every
 // graph that NNCF and ovpress write, and the plain constant behind a Convert.
 //
-// Values are OpenVINO's own evaluation of those nodes: each operation is done
-// in f32 and its result rounded to the type of its output port, to nearest
-// even. (For f16 and bf16 that equals one rounding of the exact result: f32 has
-// more than twice their bits.) A plugin may fuse the operations and keep more
-// bits. f64 is read as f32.
+// Values are those that OpenVINO's CPU plugin computes with the inference
+// precision f32 (and its ConstantFolding pass): stored constants exactly, a
+// Convert rounded to its type, the arithmetic in f32 even where the ports say
+// f16. A plugin that computes in f16 rounds more. f64 is read as f32.
+// tests/quality checks this bit for bit, for all modes.
 //
 // Immutable; safe to share between threads. The model must outlive it.
 class WeightExpression {
@@ -43,8 +43,6 @@ class WeightExpression {
   const std::vector<size_t>& constants() const { return constants_; }
   // How it is stored, for people: "f16", "u4 g64", "u4 codebook", "i8".
   std::string StorageText() const;
-  // More than a constant and Converts between floating-point types.
-  bool compressed() const;
 
   // Elements [first, first + count) in C order. Memory: a few times `count`
   // floats, and a codebook's table. kDataLoss if the .bin is too short or an
