@@ -258,8 +258,7 @@ double WeightDistance::cosine() const {
   if (signal == 0 && signal_b == 0) return 1;
   if (signal == 0 || signal_b == 0) return 0;
   // Rounding may lift equal vectors above 1.
-  return std::clamp(product / (std::sqrt(signal) * std::sqrt(signal_b)), -1.0,
-                    1.0);
+  return std::clamp(product / std::sqrt(signal * signal_b), -1.0, 1.0);
 }
 
 absl::StatusOr<ModelComparison> CompareModels(const Model& a, ByteSource& bin_a,
