@@ -114,19 +114,14 @@ std::string HistogramText(const SqnrHistogram& histogram) {
   return out;
 }
 
-nlohmann::ordered_json Number(double value) {
-  // JSON has no infinity.
-  return std::isfinite(value) ? nlohmann::ordered_json(value)
-                              : nlohmann::ordered_json(nullptr);
-}
-
+// Infinities are written as null: JSON has none.
 nlohmann::ordered_json DistanceJson(const WeightDistance& distance) {
   nlohmann::ordered_json out;
   out["equal"] = distance.equal();
-  out["relative_error"] = Number(distance.relative_error());
-  out["max_abs_error"] = Number(static_cast<double>(distance.max_abs_error));
-  out["sqnr_db"] = Number(distance.sqnr_db());
-  out["cosine"] = Number(distance.cosine());
+  out["relative_error"] = distance.relative_error();
+  out["max_abs_error"] = static_cast<double>(distance.max_abs_error);
+  out["sqnr_db"] = distance.sqnr_db();
+  out["cosine"] = distance.cosine();
   if (distance.non_finite_a + distance.non_finite_b > 0) {
     out["non_finite_a"] = distance.non_finite_a;
     out["non_finite_b"] = distance.non_finite_b;
