@@ -20,13 +20,22 @@
 
 namespace ovpress {
 
+// A weight and its input channel axis.
+struct AwqInput {
+  WeightReader reader;
+  const Constant* constant = nullptr;
+  int reduction_axis = 0;
+};
+
 // sc and 1/sc, one value per input channel ([batch, channel] for a 3-D weight
-// unless `shared_over_batch`). `reduction_axis` is the input channel axis of a
-// 2-D or 3-D constant. The mean is NumPy's f32 mean, bit for bit: rows added in
-// order along a strided axis, pairwise along the contiguous one.
+// unless `shared_over_batch`). The mean is NumPy's f32 mean, bit for bit: rows
+// added in order along a strided axis, pairwise along the contiguous one.
+// Several weights are taken one after the other, as if their outputs were
+// those of one weight. REQUIRES: one weight of 2 or 3 dimensions, or several of
+// 2 with equally many input channels.
 absl::Status ComputeAwqFactors(
-    const WeightReader& reader, const Constant& constant, int reduction_axis,
-    bool shared_over_batch, BufferPool* pool, size_t window_bytes,
+    const std::vector<AwqInput>& inputs, bool shared_over_batch,
+    BufferPool* pool, size_t window_bytes,
     const std::function<absl::Status(uint64_t)>& advance,
     std::vector<float>* factors, std::vector<float>* inverses);
 

@@ -115,6 +115,9 @@ absl::StatusOr<Layout> Builder::Build() {
   std::vector<bool> scaled(constants.size(), false);
   for (const AwqScale& awq : plan_.awq) {
     scaled[plan_.weights[awq.weight].constant] = true;
+    for (const size_t weight : awq.together) {
+      scaled[plan_.weights[weight].constant] = true;
+    }
     if (awq.merged_constant != kNone) scaled[awq.merged_constant] = true;
   }
 

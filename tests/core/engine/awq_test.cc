@@ -2,6 +2,8 @@
 // test for each difference on purpose from NNCF.
 #include "core/engine/awq.h"
 
+#include <cstring>
+
 #include "absl/strings/str_cat.h"
 #include "core/engine/compression.h"
 #include "gmock/gmock.h"
@@ -133,6 +135,109 @@ TEST(Awq, MergedScaleFollowsTheOutputAxisOfEitherLayout) {
     const Node up = Linear(ir, "up", x, transpose);
     ir.Result("r", Linear(ir, "down", Multiply(ir, "m", gate, up)));
     EXPECT_THAT(PlanOf(ir), HasSubstr("folded into up.w"));
+  }
+}
+
+// x -> Multiply by `norm` [1, 4] -> two MatMuls with weights of 2^channel.
+IrBuilder NormAndTwo(bool multiply_by_constant = true) {
+  IrBuilder ir;
+  const auto floats = [](const std::vector<float>& values) {
+    std::string out(values.size() * 4, '\0');
+    std::memcpy(out.data(), values.data(), out.size());
+    return out;
+  };
+  const Node x = ir.Parameter("x", {-1, 4});
+  const Node other =
+      multiply_by_constant
+          ? ir.Constant("norm", ElementType::kF32, {1, 4}, floats({3, 5, 7, 9}))
+          : ir.Parameter("factor", {-1, 4});
+  const Node y = ir.Op("scaled", "Multiply", "opset1",
+                       "<data auto_broadcast=\"numpy\"/>", {x, other}, {-1, 4});
+  for (const uint64_t outputs : {2, 6}) {
+    std::vector<float> values;
+    for (uint64_t row = 0; row < outputs; ++row) {
+      for (const float value : {1.0f, 2.0f, 4.0f, 8.0f})
+        values.push_back(value);
+    }
+    const Node w = ir.Constant(absl::StrCat("w", outputs), ElementType::kF32,
+                               {outputs, 4}, floats(values));
+    ir.Result(absl::StrCat("r", outputs),
+              ir.MatMul(absl::StrCat("m", outputs), y, w, false, true,
+                        {-1, static_cast<int64_t>(outputs)}));
+  }
+  return ir;
+}
+
+TEST(AwqExtended, ReadersOfANormAreScaledTogether) {
+  EXPECT_THAT(PlanOf(NormAndTwo()), Not(HasSubstr("awq:")));
+  CompressionOptions options;
+  options.awq_extended = true;
+  EXPECT_THAT(PlanOf(NormAndTwo(), options),
+              HasSubstr("scaled together, inverse folded into norm"));
+  EXPECT_THAT(PlanOf(NormAndTwo(false), options),
+              HasSubstr("scaled together, inverse multiplied behind scaled"));
+  // Another reader, even one that is ignored, and nothing may change.
+  IrBuilder shown = NormAndTwo();
+  shown.Result("more", IrBuilder::Node{2, 2, ElementType::kF32, {-1, 4}});
+  EXPECT_THAT(PlanOf(shown, options), Not(HasSubstr("awq:")));
+  options.ignored.names = {"m6"};
+  EXPECT_THAT(PlanOf(NormAndTwo(), options), Not(HasSubstr("awq:")));
+}
+
+class MemorySink : public ByteSink {
+ public:
+  explicit MemorySink(size_t size) : bytes(size, '\0') {}
+  absl::Status WriteAt(uint64_t offset,
+                       std::span<const std::byte> part) override {
+    std::memcpy(bytes.data() + offset, part.data(), part.size());
+    return absl::OkStatus();
+  }
+  std::string bytes;
+};
+
+TEST(AwqExtended, TheProductOfNormAndWeightIsKept) {
+  // Every channel's mean is a power of two, so sc = 1, 1/2, 1/4, 1/8 and all
+  // scaled weights are 1: the codes of a channel are equal and its inverse
+  // 1, 2, 4, 8 goes into the norm, or into the new Multiply.
+  for (const bool folded : {true, false}) {
+    const IrBuilder ir = NormAndTwo(folded);
+    CompressionOptions options{.mode = Mode::kNf4,
+                               .group_size = -1,
+                               .all_layers = true,
+                               .awq = true,
+                               .awq_extended = true};
+    const auto compression = Compression::Create(ir.Xml(), options);
+    ASSERT_TRUE(compression.ok()) << compression.status();
+    const auto source = MakeMemorySource(AsBytes(ir.Bin()));
+    MemorySink sink((*compression)->output_bin_bytes());
+    const auto executor = MakeSerialExecutor();
+    ASSERT_TRUE(
+        (*compression)->Run(*source, sink, {.executor = executor.get()}).ok());
+    const auto model = Model::Parse((*compression)->OutputXml());
+    ASSERT_TRUE(model.ok());
+    int seen = 0;
+    for (const Constant& constant : model->constants()) {
+      const std::string bytes =
+          sink.bytes.substr(constant.offset_bytes, constant.size_bytes);
+      if (constant.name == "w2" || constant.name == "w6") {
+        // All codes of nf4 are 15, the value 1.
+        EXPECT_EQ(bytes, std::string(constant.element_count / 2, '\xff'));
+        ++seen;
+      } else if (constant.name == "norm" ||
+                 constant.name == "scaled/awq_mul/scale") {
+        std::vector<float> values(4);
+        std::memcpy(values.data(), bytes.data(), 16);
+        EXPECT_EQ(values, folded ? (std::vector<float>{3, 10, 28, 72})
+                                 : (std::vector<float>{1, 2, 4, 8}));
+        ++seen;
+      } else if (constant.name == "w2/scale" || constant.name == "w6/scale") {
+        std::vector<float> values(constant.element_count);
+        ToFloat(ElementType::kF16, bytes.data(), values.size(), values.data());
+        EXPECT_THAT(values, ::testing::Each(1.0f));
+        ++seen;
+      }
+    }
+    EXPECT_EQ(seen, 5) << folded;
   }
 }
 
