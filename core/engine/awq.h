@@ -7,6 +7,12 @@
 // channels of the MatMul before, or into a new Multiply. Formula and patterns
 // are NNCF's (awq.py, awq_patterns.py); a match is taken only if the model's
 // function is kept in exact arithmetic (docs/nncf-differences.md).
+//
+// Extended (off by default, not in NNCF): Gelu counts as an activation, and if
+// all readers of a Multiply's or an Add's output (the end of a norm) are
+// targets, they share one sc from the mean over all of them, and the inverse
+// goes into the norm's weight or into a new Multiply: (x a)(sc W) = x W for
+// each reader, whatever x is.
 #ifndef OVPRESS_CORE_ENGINE_AWQ_H_
 #define OVPRESS_CORE_ENGINE_AWQ_H_
 

@@ -7,6 +7,10 @@ place as a plain constant, save that model, and then
 - `ovpress compare FOLDED COMPRESSED` must find every weight equal, bit for bit;
 - `ovpress compare ORIGINAL COMPRESSED --json` must give the figures that NumPy
   computes from the folded constants.
+Also: the command's exit codes and page, scripts/quality.py, and that extended
+AWQ keeps the function of a model.
+
+    tests/quality/run.py --ovpress BUILD/client/cli/ovpress
 The last line is "N passed, N failed"; the exit status is 0 if none failed.
 """
 
@@ -203,6 +207,50 @@ def check_case(core: ov.Core, ovpress: str, model: pathlib.Path, options: list[s
     counter.check(f"{name}: figures equal NumPy's", problems)
 
 
+def check_extended_awq(ovpress: str, folder: pathlib.Path, counter: Counter) -> None:
+    """Extended AWQ keeps the model's function.
+
+    In groups of one weight, int4_sym stores sign and magnitude: w becomes 8/8
+    or 7/8 of itself, whatever its scale. Rescaling thus commutes with it, and
+    the two results differ by roundings of scales and factors to f16 only, at
+    most some 2^-10 of each weight. The divergence of the outputs grows with the
+    square: four bits (2^-4) give 3e-4 to 7e-4 on these models, so 2^-10 gives
+    less than 1e-6."""
+    for name in ("llama", "llama_tied", "qwen2", "gpt2"):
+        source = MODELS / name / "openvino_model.xml"
+        results = []
+        for flags in ([], ["--awq", "--awq-extended"]):
+            target = folder / f"awq{len(flags)}.xml"
+            run([ovpress, "compress", source, "-o", target, "--quiet", "--mode", "int4_sym", "--group-size", "1", "--backup-mode", "none", *flags])
+            results.append(target)
+        plan = run([ovpress, "compress", source, "--dry-run", "--mode", "int4_sym", "--group-size", "1", "--backup-mode", "none", *flags])
+        problems = [] if "awq:" in plan else ["no weight was rescaled"]
+        figures = json.loads(run([sys.executable, ROOT / "scripts" / "quality.py", *results, "--random", "2", "--window", "64", "--json"]))
+        if not figures["kl_max"] < 1e-6:
+            problems.append(f"the outputs' KL divergence is {figures['kl_max']}")
+        if results[0].with_suffix(".bin").read_bytes() == results[1].with_suffix(".bin").read_bytes():
+            problems.append("AWQ changed nothing")
+        counter.check(f"{name}: extended AWQ keeps the function", problems)
+
+
+def check_quality_script(ovpress: str, folder: pathlib.Path, counter: Counter) -> None:
+    """scripts/quality.py: a model against itself, and its exit codes."""
+    script = ROOT / "scripts" / "quality.py"
+    llama, gpt2 = (MODELS / name / "openvino_model.xml" for name in ("llama", "gpt2"))
+    tokens = folder / "tokens.json"
+    tokens.write_text(json.dumps([(7 * i) % 500 for i in range(100)]))
+    same = json.loads(run([sys.executable, script, llama, llama, "--tokens", tokens, "--window", "40", "--json"]))
+    problems = [] if same["kl_max"] == 0 and same["same_choice"] == 1 else [f"a model differs from itself: {same}"]
+    if same["positions"] != 100 or same["perplexity_before"] != same["perplexity_after"]:
+        problems.append(f"unexpected figures: {same}")
+    counter.check("quality.py: a model against itself", problems)
+    run([ovpress, "compress", gpt2, "-o", folder / "q.xml", "--quiet", "--mode", "int2_sym", "--group-size", "32"])
+    text = run([sys.executable, script, gpt2, folder / "q.xml", "--text", script, "--bytes", "--limit", "64", "--window", "32", "--max-kl", "1e-9"], expect=1)
+    counter.check("quality.py: --max-kl", [] if "perplexity" in text else ["no perplexity was printed"])
+    run([sys.executable, script, llama, llama, "--text", script], expect=2)
+    counter.check("quality.py: wrong usage", [])
+
+
 def check_command(ovpress: str, folder: pathlib.Path, counter: Counter) -> None:
     """Exit codes, the page, and what does not fit together."""
     llama = MODELS / "llama" / "openvino_model.xml"
@@ -246,6 +294,8 @@ def main() -> None:
                         counter.check(f"{model.name} {' '.join(options)}", [str(error)])
         if not arguments.filter:
             check_command(arguments.ovpress, folder, counter)
+            check_extended_awq(arguments.ovpress, folder, counter)
+            check_quality_script(arguments.ovpress, folder, counter)
     print(f"{counter.passed} passed, {counter.failed} failed")
     sys.exit(counter.failed > 0)
 
