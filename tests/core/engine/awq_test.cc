@@ -138,32 +138,36 @@ TEST(Awq, MergedScaleFollowsTheOutputAxisOfEitherLayout) {
   }
 }
 
-// x -> Multiply by `norm` [1, 4] -> two MatMuls with weights of 2^channel.
-IrBuilder NormAndTwo(bool multiply_by_constant = true) {
+// x -> Multiply by `norm` [1, 4] -> two MatMuls. The weights of one are 1.5
+// times 2^channel, of the other 0.5 times: the mean over both is 2^channel.
+IrBuilder NormAndTwo(bool multiply_by_constant = true,
+                     bool transpose_a = false) {
   IrBuilder ir;
   const auto floats = [](const std::vector<float>& values) {
     std::string out(values.size() * 4, '\0');
     std::memcpy(out.data(), values.data(), out.size());
     return out;
   };
-  const Node x = ir.Parameter("x", {-1, 4});
+  const Node x = ir.Parameter("x", {4, 4});
   const Node other =
       multiply_by_constant
           ? ir.Constant("norm", ElementType::kF32, {1, 4}, floats({3, 5, 7, 9}))
-          : ir.Parameter("factor", {-1, 4});
+          : ir.Parameter("factor", {4, 4});
   const Node y = ir.Op("scaled", "Multiply", "opset1",
-                       "<data auto_broadcast=\"numpy\"/>", {x, other}, {-1, 4});
-  for (const uint64_t outputs : {2, 6}) {
+                       "<data auto_broadcast=\"numpy\"/>", {x, other}, {4, 4});
+  for (const float factor : {1.5f, 0.5f}) {
     std::vector<float> values;
-    for (uint64_t row = 0; row < outputs; ++row) {
-      for (const float value : {1.0f, 2.0f, 4.0f, 8.0f})
-        values.push_back(value);
+    for (int row = 0; row < 4; ++row) {
+      for (const float value : {1.0f, 2.0f, 4.0f, 8.0f}) {
+        values.push_back(factor * value);
+      }
     }
-    const Node w = ir.Constant(absl::StrCat("w", outputs), ElementType::kF32,
-                               {outputs, 4}, floats(values));
-    ir.Result(absl::StrCat("r", outputs),
-              ir.MatMul(absl::StrCat("m", outputs), y, w, false, true,
-                        {-1, static_cast<int64_t>(outputs)}));
+    const std::string name = factor > 1 ? "large" : "small";
+    const Node w = ir.Constant(absl::StrCat("w_", name), ElementType::kF32,
+                               {4, 4}, floats(values));
+    ir.Result(absl::StrCat("r_", name),
+              ir.MatMul(absl::StrCat("m_", name), y, w,
+                        transpose_a && factor < 1, true, {4, 4}));
   }
   return ir;
 }
@@ -178,9 +182,11 @@ TEST(AwqExtended, ReadersOfANormAreScaledTogether) {
               HasSubstr("scaled together, inverse multiplied behind scaled"));
   // Another reader, even one that is ignored, and nothing may change.
   IrBuilder shown = NormAndTwo();
-  shown.Result("more", IrBuilder::Node{2, 2, ElementType::kF32, {-1, 4}});
+  shown.Result("more", IrBuilder::Node{2, 2, ElementType::kF32, {4, 4}});
   EXPECT_THAT(PlanOf(shown, options), Not(HasSubstr("awq:")));
-  options.ignored.names = {"m6"};
+  // Here the channels of one reader lie along the other axis.
+  EXPECT_THAT(PlanOf(NormAndTwo(true, true), options), Not(HasSubstr("awq:")));
+  options.ignored.names = {"m_small"};
   EXPECT_THAT(PlanOf(NormAndTwo(), options), Not(HasSubstr("awq:")));
 }
 
@@ -196,9 +202,8 @@ class MemorySink : public ByteSink {
 };
 
 TEST(AwqExtended, TheProductOfNormAndWeightIsKept) {
-  // Every channel's mean is a power of two, so sc = 1, 1/2, 1/4, 1/8 and all
-  // scaled weights are 1: the codes of a channel are equal and its inverse
-  // 1, 2, 4, 8 goes into the norm, or into the new Multiply.
+  // sc = 1, 1/2, 1/4, 1/8, so the scaled weights are 1.5 and 0.5: all codes are
+  // equal, and the inverse 1, 2, 4, 8 goes into the norm or the new Multiply.
   for (const bool folded : {true, false}) {
     const IrBuilder ir = NormAndTwo(folded);
     CompressionOptions options{.mode = Mode::kNf4,
@@ -219,7 +224,7 @@ TEST(AwqExtended, TheProductOfNormAndWeightIsKept) {
     for (const Constant& constant : model->constants()) {
       const std::string bytes =
           sink.bytes.substr(constant.offset_bytes, constant.size_bytes);
-      if (constant.name == "w2" || constant.name == "w6") {
+      if (constant.name == "w_large" || constant.name == "w_small") {
         // All codes of nf4 are 15, the value 1.
         EXPECT_EQ(bytes, std::string(constant.element_count / 2, '\xff'));
         ++seen;
@@ -230,10 +235,13 @@ TEST(AwqExtended, TheProductOfNormAndWeightIsKept) {
         EXPECT_EQ(values, folded ? (std::vector<float>{3, 10, 28, 72})
                                  : (std::vector<float>{1, 2, 4, 8}));
         ++seen;
-      } else if (constant.name == "w2/scale" || constant.name == "w6/scale") {
+      } else if (constant.name == "w_large/scale" ||
+                 constant.name == "w_small/scale") {
         std::vector<float> values(constant.element_count);
         ToFloat(ElementType::kF16, bytes.data(), values.size(), values.data());
-        EXPECT_THAT(values, ::testing::Each(1.0f));
+        EXPECT_THAT(
+            values,
+            ::testing::Each(constant.name == "w_large/scale" ? 1.5f : 0.5f));
         ++seen;
       }
     }
