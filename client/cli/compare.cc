@@ -69,12 +69,12 @@ std::string WorstLines(const ModelComparison& comparison,
     const ComparedWeight& weight = comparison.weights[order[i]];
     const WeightDistance& distance = weight.distance;
     absl::StrAppend(
-        &out, absl::StrFormat("%8s %11.4g %11.4g %10.7f  %-22s %s %s %s\n",
-                              Decibels(distance.sqnr_db()),
-                              distance.relative_error(), distance.max_abs_error,
-                              distance.cosine(), TypesText(weight),
-                              weight.a.name, ShapeText(weight.a.shape),
-                              weight.reader_type, weight.reader));
+        &out,
+        absl::StrFormat("%8s %11.4g %11.4g %10.7f  %-22s %s %s %s\n",
+                        Decibels(distance.sqnr_db()), distance.relative_error(),
+                        distance.max_abs_error, distance.cosine(),
+                        TypesText(weight), weight.a.name,
+                        ShapeText(weight.a.shape), weight.reader_type));
   }
   return out;
 }
