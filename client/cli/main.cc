@@ -8,6 +8,7 @@
 
 #include "CLI/CLI.hpp"
 #include "absl/strings/str_cat.h"
+#include "client/cli/compare.h"
 #include "client/cli/inspect.h"
 #include "client/cli/interrupt.h"
 #include "client/cli/options.h"
@@ -122,6 +123,19 @@ int RunCompress(const CompressFlags& flags) {
   return kExitDone;
 }
 
+int CompareCommand(const CompareFlags& flags) {
+  const absl::StatusOr<CompareOutcome> outcome = RunCompare(flags);
+  if (!outcome.ok()) return Fail(outcome.status());
+  if (!flags.html_file.empty()) {
+    const absl::Status status = WriteTextFile(flags.html_file, outcome->html);
+    if (!status.ok()) return Fail(status);
+  }
+  std::cout << outcome->text;
+  if (outcome->failure.empty()) return kExitDone;
+  std::cerr << "ovpress: " << outcome->failure << "\n";
+  return kExitFailed;
+}
+
 int Main(int argc, char** argv) {
   CLI::App app{
       "ovpress compresses the weights of OpenVINO IR models without any data "
@@ -220,6 +234,13 @@ int Main(int argc, char** argv) {
       exit_code = Fail(text.status());
     }
   });
+  CompareFlags compare_flags;
+  CLI::App* compare = app.add_subcommand(
+      "compare",
+      "Show how far the weights of one model are from another's, for example "
+      "after compression");
+  compare_flags.Register(compare);
+  compare->callback([&] { exit_code = CompareCommand(compare_flags); });
   app.add_subcommand("presets", "List the named sets of options")->callback([] {
     for (const Preset& preset : Presets()) {
       std::cout << preset.name << ": --mode " << ModeTraitsOf(preset.mode).name;

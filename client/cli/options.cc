@@ -80,8 +80,9 @@ void CompressionFlags::Register(CLI::App* app) {
                              "Rescale input channels first (data-free AWQ)")
                    ->group(group);
   app->add_flag("--awq-extended", awq_extended,
-                "With --awq: also behind Gelu, where NNCF has no pattern but "
-                "the model's function is kept")
+                "With --awq: also behind Gelu, and MatMuls that share a norm's "
+                "output together; NNCF has no such pattern, but the model's "
+                "function is kept")
       ->group(group);
   const std::string ignore = "What to leave alone";
   app->add_option("--ignored-name", ignored_names,

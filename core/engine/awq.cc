@@ -10,31 +10,6 @@
 
 namespace ovpress {
 
-float PairwiseSum(const float* values, size_t count) {
-  // numpy/_core/src/umath/loops_utils.h: blocks of up to 128 elements with
-  // eight accumulators, halves (multiples of eight) above.
-  if (count < 8) {
-    float sum = -0.0f;
-    for (size_t i = 0; i < count; ++i) sum += values[i];
-    return sum;
-  }
-  if (count <= 128) {
-    float r[8];
-    for (size_t k = 0; k < 8; ++k) r[k] = values[k];
-    size_t i = 8;
-    for (; i < count - count % 8; i += 8) {
-      for (size_t k = 0; k < 8; ++k) r[k] += values[i + k];
-    }
-    float sum =
-        ((r[0] + r[1]) + (r[2] + r[3])) + ((r[4] + r[5]) + (r[6] + r[7]));
-    for (; i < count; ++i) sum += values[i];
-    return sum;
-  }
-  size_t half = count / 2;
-  half -= half % 8;
-  return PairwiseSum(values, half) + PairwiseSum(values + half, count - half);
-}
-
 namespace {
 
 constexpr float kEps = 1.1920929e-07f;  // f32 machine epsilon
@@ -107,28 +82,34 @@ class AbsoluteSums {
 }  // namespace
 
 absl::Status ComputeAwqFactors(
-    const WeightReader& reader, const Constant& constant, int reduction_axis,
-    bool shared_over_batch, BufferPool* pool, size_t window_bytes,
+    const std::vector<AwqInput>& inputs, bool shared_over_batch,
+    BufferPool* pool, size_t window_bytes,
     const std::function<absl::Status(uint64_t)>& advance,
     std::vector<float>* factors, std::vector<float>* inverses) {
-  const std::vector<uint64_t>& shape = constant.shape;
-  const size_t rank = shape.size();
-  const uint64_t batches = rank == 3 ? shape[0] : 1;
-  const uint64_t a = shape[rank - 2];
-  const uint64_t b = shape[rank - 1];
-  const bool channels_last = static_cast<size_t>(reduction_axis) == rank - 1;
-  const uint64_t channels = channels_last ? b : a;
-  const uint64_t sets = shared_over_batch ? 1 : batches;
-  uint64_t count = channels_last ? a : b;
-  if (shared_over_batch) count *= batches;
-  std::vector<float> sums(sets * channels, 0.0f);
-  AbsoluteSums work(reader, constant, pool, window_bytes, advance);
-  for (uint64_t batch = 0; batch < batches; ++batch) {
-    float* const at = sums.data() + (shared_over_batch ? 0 : batch * channels);
-    if (channels_last) {
-      OVPRESS_RETURN_IF_ERROR(work.AddRows(batch * a * b, a, b, at));
-    } else {
-      OVPRESS_RETURN_IF_ERROR(work.AddRowSums(batch * a * b, a, b, at));
+  std::vector<float> sums;
+  uint64_t count = 0;
+  for (const AwqInput& input : inputs) {
+    const std::vector<uint64_t>& shape = input.constant->shape;
+    const size_t rank = shape.size();
+    const uint64_t batches = rank == 3 ? shape[0] : 1;
+    const uint64_t a = shape[rank - 2];
+    const uint64_t b = shape[rank - 1];
+    const bool channels_last =
+        static_cast<size_t>(input.reduction_axis) == rank - 1;
+    const uint64_t channels = channels_last ? b : a;
+    const uint64_t sets = shared_over_batch ? 1 : batches;
+    count += (channels_last ? a : b) * (shared_over_batch ? batches : 1);
+    sums.resize(sets * channels, 0.0f);
+    AbsoluteSums work(input.reader, *input.constant, pool, window_bytes,
+                      advance);
+    for (uint64_t batch = 0; batch < batches; ++batch) {
+      float* const at =
+          sums.data() + (shared_over_batch ? 0 : batch * channels);
+      if (channels_last) {
+        OVPRESS_RETURN_IF_ERROR(work.AddRows(batch * a * b, a, b, at));
+      } else {
+        OVPRESS_RETURN_IF_ERROR(work.AddRowSums(batch * a * b, a, b, at));
+      }
     }
   }
   factors->resize(sums.size());
@@ -195,6 +176,15 @@ class Matcher {
   // Index in Plan::weights if the layer's weight may be rescaled.
   size_t TargetWeight(size_t matmul) const;
   bool TryMatch(size_t first, size_t multiply, size_t target);
+  // The axis of a MatMul's activation, of `rank` axes, that holds its input
+  // channels.
+  size_t ChannelAxis(size_t matmul, size_t rank) const;
+  // Extended AWQ: all readers of a norm's output are targets; they are scaled
+  // by common factors.
+  void TryNorm(size_t norm);
+  // The constant that a norm multiplies by, if its last axis alone holds the
+  // channels and nobody else reads it; kNone otherwise.
+  size_t NormWeight(size_t norm, uint64_t channels);
   // The output axis of `first`'s constant if its output channels are the
   // target's input channels; -1 otherwise.
   int MergeAxis(size_t first, const PlannedWeight& weight,
@@ -308,6 +298,15 @@ int Matcher::MergeAxis(size_t first, const PlannedWeight& weight,
   return static_cast<int>(axis);
 }
 
+size_t Matcher::ChannelAxis(size_t matmul, size_t rank) const {
+  const Layer& layer = At(matmul);
+  if (layer.type != "MatMul" || rank < 2) return rank - 1;
+  const bool is_first = input_of_layer_.at(matmul).port != 0;
+  const bool transpose =
+      layer.Attribute(is_first ? "transpose_a" : "transpose_b") == "true";
+  return transpose == is_first ? rank - 2 : rank - 1;
+}
+
 bool Matcher::TryMatch(size_t first, size_t multiply, size_t target) {
   const size_t index = TargetWeight(target);
   if (index == kNone || matched_.contains(target)) return false;
@@ -320,14 +319,7 @@ bool Matcher::TryMatch(size_t first, size_t multiply, size_t target) {
   const Port& activation = At(producer.layer).outputs[producer.output];
   const size_t activation_rank = activation.dims.size();
   if (activation_rank == 0 || producer.output != 0) return false;
-  // Which axis of the activation holds the input channels.
-  size_t channel_axis = activation_rank - 1;
-  if (layer.type == "MatMul" && activation_rank > 1) {
-    const bool transpose =
-        layer.Attribute(activation_port == 0 ? "transpose_a" : "transpose_b") ==
-        "true";
-    if (transpose == (activation_port == 0)) channel_axis = activation_rank - 2;
-  }
+  const size_t channel_axis = ChannelAxis(target, activation_rank);
   const uint64_t channels =
       constant.shape[static_cast<size_t>(weight.reduction_axes[0])];
 
@@ -365,6 +357,98 @@ bool Matcher::TryMatch(size_t first, size_t multiply, size_t target) {
   return true;
 }
 
+size_t Matcher::NormWeight(size_t norm, uint64_t channels) {
+  if (At(norm).type != "Multiply") return kNone;
+  for (const Producer& producer : At(norm).producers) {
+    if (producer.layer == kNone ||
+        plan_->graph.from_parameter[producer.layer]) {
+      continue;
+    }
+    size_t at = producer.layer;
+    if (OnlyReader(at) != norm) return kNone;
+    while (At(at).type == "Convert") {
+      const size_t next = At(at).producers[0].layer;
+      if (next == kNone || OnlyReader(next) != at) return kNone;
+      at = next;
+    }
+    if (At(at).type != "Const") return kNone;
+    const Constant& constant = model_.constants()[At(at).constant];
+    const bool is_vector = !constant.shape.empty() &&
+                           constant.shape.back() == channels &&
+                           constant.element_count == channels;
+    // The weights of MatMuls are targets, never norms.
+    if (!is_vector || (constant.type != ElementType::kF32 &&
+                       constant.type != ElementType::kF16 &&
+                       constant.type != ElementType::kBf16)) {
+      return kNone;
+    }
+    for (const PlannedWeight& weight : plan_->weights) {
+      if (weight.constant == At(at).constant) return kNone;
+    }
+    return At(at).constant;
+  }
+  return kNone;
+}
+
+void Matcher::TryNorm(size_t norm) {
+  const Layer& layer = At(norm);
+  // A norm ends with its weight or scale (Multiply) or its bias (Add). Other
+  // such nodes are as good: the function is kept behind any node.
+  if ((layer.type != "Multiply" && layer.type != "Add") ||
+      layer.producers.size() != 2 || layer.outputs.size() != 1 ||
+      !plan_->graph.from_parameter[norm]) {
+    return;
+  }
+  const Port& output = layer.outputs[0];
+  const size_t rank = output.dims.size();
+  if (rank < 2 || !IsFloatingPoint(output.type)) return;
+
+  std::vector<size_t> targets;
+  std::vector<size_t> layers;
+  uint64_t channels = 0;
+  for (const Consumer& consumer : layer.consumers[0]) {
+    const size_t reader = consumer.layer;
+    if (!plan_->graph.alive[reader] || At(reader).type == "ShapeOf") continue;
+    if (At(reader).type != "MatMul" || matched_.contains(reader)) return;
+    const size_t index = TargetWeight(reader);
+    if (index == kNone) return;
+    const PlannedWeight& weight = plan_->weights[index];
+    const Constant& constant = model_.constants()[weight.constant];
+    if (constant.shape.size() != 2 ||
+        consumer.input ==
+            static_cast<size_t>(input_of_layer_.at(reader).port) ||
+        ChannelAxis(reader, rank) != rank - 1) {
+      return;
+    }
+    const uint64_t its_channels =
+        constant.shape[static_cast<size_t>(weight.reduction_axes[0])];
+    if (channels != 0 && its_channels != channels) return;
+    channels = its_channels;
+    targets.push_back(index);
+    layers.push_back(reader);
+  }
+  if (targets.empty() || channels == 0 ||
+      (output.dims[rank - 1] != static_cast<int64_t>(channels) &&
+       output.dims[rank - 1] != -1)) {
+    return;
+  }
+  AwqScale scale;
+  scale.weight = targets[0];
+  scale.together.assign(targets.begin() + 1, targets.end());
+  scale.source_layer = norm;
+  scale.merged_constant = NormWeight(norm, channels);
+  if (scale.merged_constant != kNone) {
+    scale.merged_axis = static_cast<int>(
+        model_.constants()[scale.merged_constant].shape.size() - 1);
+  } else {
+    scale.multiply_type = output.type;
+    scale.multiply_shape.assign(rank, 1);
+    scale.multiply_shape[rank - 1] = channels;
+  }
+  for (const size_t reader : layers) matched_[reader] = true;
+  plan_->awq.push_back(std::move(scale));
+}
+
 absl::Status Matcher::Run() {
   const std::vector<size_t>& order = plan_->graph.order;
   // MatMul -> Multiply -> MatMul, then Act -> Multiply -> MatMul.
@@ -395,6 +479,9 @@ absl::Status Matcher::Run() {
       continue;
     }
     TryMatch(first, kNone, target);
+  }
+  if (plan_->options.awq_extended) {
+    for (const size_t norm : order) TryNorm(norm);
   }
   return absl::OkStatus();
 }

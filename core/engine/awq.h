@@ -7,6 +7,12 @@
 // channels of the MatMul before, or into a new Multiply. Formula and patterns
 // are NNCF's (awq.py, awq_patterns.py); a match is taken only if the model's
 // function is kept in exact arithmetic (docs/nncf-differences.md).
+//
+// Extended (off by default, not in NNCF): Gelu counts as an activation, and if
+// all readers of a Multiply's or an Add's output (the end of a norm) are
+// targets, they share one sc from the mean over all of them, and the inverse
+// goes into the norm's weight or into a new Multiply: (x a)(sc W) = x W for
+// each reader, whatever x is.
 #ifndef OVPRESS_CORE_ENGINE_AWQ_H_
 #define OVPRESS_CORE_ENGINE_AWQ_H_
 
@@ -20,18 +26,24 @@
 
 namespace ovpress {
 
+// A weight and its input channel axis.
+struct AwqInput {
+  WeightReader reader;
+  const Constant* constant = nullptr;
+  int reduction_axis = 0;
+};
+
 // sc and 1/sc, one value per input channel ([batch, channel] for a 3-D weight
-// unless `shared_over_batch`). `reduction_axis` is the input channel axis of a
-// 2-D or 3-D constant. The mean is NumPy's f32 mean, bit for bit: rows added in
-// order along a strided axis, pairwise along the contiguous one.
+// unless `shared_over_batch`). The mean is NumPy's f32 mean, bit for bit: rows
+// added in order along a strided axis, pairwise along the contiguous one.
+// Several weights are taken one after the other, as if their outputs were
+// those of one weight. REQUIRES: one weight of 2 or 3 dimensions, or several of
+// 2 with equally many input channels.
 absl::Status ComputeAwqFactors(
-    const WeightReader& reader, const Constant& constant, int reduction_axis,
-    bool shared_over_batch, BufferPool* pool, size_t window_bytes,
+    const std::vector<AwqInput>& inputs, bool shared_over_batch,
+    BufferPool* pool, size_t window_bytes,
     const std::function<absl::Status(uint64_t)>& advance,
     std::vector<float>* factors, std::vector<float>* inverses);
-
-// NumPy's pairwise sum of a contiguous f32 array.
-float PairwiseSum(const float* values, size_t count);
 
 }  // namespace ovpress
 

@@ -133,6 +133,9 @@ absl::StatusOr<Layout> Builder::Build() {
     const AwqScale& awq = plan_.awq[k];
     const size_t target = plan_.weights[awq.weight].constant;
     scaled[target] = true;
+    for (const size_t weight : awq.together) {
+      scaled[plan_.weights[weight].constant] = true;
+    }
     if (awq.merged_constant != kNone) {
       scaled[awq.merged_constant] = true;
     } else {

@@ -58,7 +58,7 @@ struct CompressionOptions {
   int64_t min_adjusted_group_size = 32;
   std::optional<bool> awq;
   // Also rescale where NNCF has no pattern but the function is provably kept
-  // (an activation Gelu).
+  // (an activation Gelu; all MatMuls behind a norm, together).
   bool awq_extended = false;
   // Required for (and only for) Mode::kCodebook.
   std::shared_ptr<const Codebook> codebook;

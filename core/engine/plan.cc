@@ -588,8 +588,12 @@ std::string PlanToText(const Model& model, const Plan& plan) {
                     plan.graph.names[weight.layer], "; ", weight.reason, ")\n");
   }
   for (const AwqScale& awq : plan.awq) {
+    absl::StrAppend(&out, "awq: ", plan.weights[awq.weight].name);
+    for (const size_t weight : awq.together) {
+      absl::StrAppend(&out, ", ", plan.weights[weight].name);
+    }
     absl::StrAppend(
-        &out, "awq: ", plan.weights[awq.weight].name, " scaled, ",
+        &out, awq.together.empty() ? " scaled, " : " scaled together, ",
         awq.merged_constant != kNone ? "inverse folded into "
                                      : "inverse multiplied behind ",
         awq.merged_constant != kNone

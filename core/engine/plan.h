@@ -55,6 +55,9 @@ struct PlannedWeight {
 // goes to where its input comes from.
 struct AwqScale {
   size_t weight = kNone;        // the target, index in Plan::weights
+  // Further targets that read the same activation: all get the same factors,
+  // from the mean over all of them. Extended AWQ only.
+  std::vector<size_t> together;
   size_t source_layer = kNone;  // first node of the match
   // The inverse is folded into this weight's output channels ...
   size_t merged_constant = kNone;  // in Model::constants

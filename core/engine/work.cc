@@ -119,6 +119,8 @@ struct WorkList::Impl {
   }
 
   void PrepareUnits();
+  // Indices in Plan::weights.
+  static std::vector<size_t> TargetsOf(const AwqScale& match);
   void PrepareAwq();
   void MakeItems();
   void AddCopyItems(uint32_t unit);
@@ -160,10 +162,11 @@ struct WorkList::Impl {
   const WorkContext c;
   uint64_t window = 1 << 20;
   std::vector<UnitState> states;
-  std::vector<std::vector<float>> awq_factors;     // sc, by Plan::awq
-  std::vector<std::vector<float>> awq_inverses;    // 1 / sc
-  std::vector<size_t> awq_unit;                    // unit of the target
-  std::vector<std::vector<ScaleStep>> awq_before;  // steps before this match
+  std::vector<std::vector<float>> awq_factors;   // sc, by Plan::awq
+  std::vector<std::vector<float>> awq_inverses;  // 1 / sc
+  std::vector<size_t> awq_unit;                  // unit of the target
+  // Steps before this match, of the target and those scaled together with it.
+  std::vector<std::vector<std::vector<ScaleStep>>> awq_before;
 
   std::vector<Item> items;
   std::vector<uint32_t> items_left;  // by unit
@@ -216,6 +219,12 @@ void WorkList::Impl::PrepareUnits() {
   }
 }
 
+std::vector<size_t> WorkList::Impl::TargetsOf(const AwqScale& match) {
+  std::vector<size_t> targets = {match.weight};
+  targets.insert(targets.end(), match.together.begin(), match.together.end());
+  return targets;
+}
+
 // Which multiplications a constant undergoes, in the order of the matches.
 void WorkList::Impl::PrepareAwq() {
   const std::vector<AwqScale>& matches = plan().awq;
@@ -227,10 +236,7 @@ void WorkList::Impl::PrepareAwq() {
     const auto unit_of = [&](size_t constant) {
       return c.layout->unit_of_constant[constant];
     };
-    const PlannedWeight& weight = plan().weights[match.weight];
-    const Constant& constant = model().constants()[weight.constant];
-    awq_unit.push_back(unit_of(weight.constant));
-    awq_before[k] = states[awq_unit[k]].steps;
+    awq_unit.push_back(unit_of(plan().weights[match.weight].constant));
     // One factor for each index of `axis`, and for each batch unless shared.
     const auto step_of = [&](const std::vector<float>* factors,
                              const Constant& scaled, size_t axis) {
@@ -241,9 +247,14 @@ void WorkList::Impl::PrepareAwq() {
       }
       return step;
     };
-    states[awq_unit[k]].steps.push_back(
-        step_of(&awq_factors[k], constant,
-                static_cast<size_t>(weight.reduction_axes[0])));
+    for (const size_t index : TargetsOf(match)) {
+      const PlannedWeight& weight = plan().weights[index];
+      std::vector<ScaleStep>& steps = states[unit_of(weight.constant)].steps;
+      awq_before[k].push_back(steps);
+      steps.push_back(step_of(&awq_factors[k],
+                              model().constants()[weight.constant],
+                              static_cast<size_t>(weight.reduction_axes[0])));
+    }
     if (match.merged_constant != kNone) {
       states[unit_of(match.merged_constant)].steps.push_back(
           step_of(&awq_inverses[k], model().constants()[match.merged_constant],
@@ -352,8 +363,12 @@ void WorkList::Impl::MakeItems() {
     item.exclusive = true;
     item.unit = static_cast<uint32_t>(awq_unit[k]);
     item.first = k;
-    const Unit& unit = UnitAt(awq_unit[k]);
-    item.need_end = unit.source.offset + unit.source.size;
+    for (const size_t index : TargetsOf(plan().awq[k])) {
+      const Unit& unit =
+          UnitAt(c.layout->unit_of_constant[plan().weights[index].constant]);
+      item.need_end =
+          std::max(item.need_end, unit.source.offset + unit.source.size);
+    }
     AddItem(item);
   }
   for (uint32_t unit = 0; unit < c.layout->units.size(); ++unit) {
@@ -856,13 +871,18 @@ absl::Status WorkList::Impl::WholeRegion(uint32_t unit_index, uint64_t r,
 absl::Status WorkList::Impl::RunAwq(const Item& item) {
   const size_t k = item.first;
   const AwqScale& match = plan().awq[k];
-  const PlannedWeight& weight = plan().weights[match.weight];
-  const Constant& constant = model().constants()[weight.constant];
-  const WeightReader reader(bin, &constant, awq_before[k]);
+  std::vector<AwqInput> inputs;
+  for (const size_t index : TargetsOf(match)) {
+    const PlannedWeight& weight = plan().weights[index];
+    const Constant& constant = model().constants()[weight.constant];
+    inputs.push_back(
+        {WeightReader(bin, &constant, awq_before[k][inputs.size()]), &constant,
+         weight.reduction_axes[0]});
+  }
   OVPRESS_RETURN_IF_ERROR(ComputeAwqFactors(
-      reader, constant, weight.reduction_axes[0], match.shared_over_batch,
-      &pool, window, [this](uint64_t bytes) { return (*advance)(bytes); },
-      &awq_factors[k], &awq_inverses[k]));
+      inputs, match.shared_over_batch, &pool, window,
+      [this](uint64_t bytes) { return (*advance)(bytes); }, &awq_factors[k],
+      &awq_inverses[k]));
   if (match.merged_constant != kNone) return absl::OkStatus();
   const Unit& unit = UnitAt(item.unit);
   for (size_t i = 0; i < unit.awq_multiply_of.size(); ++i) {

@@ -1025,7 +1025,7 @@ float ScoreRows(ElementType type, Numerics numerics, const void* source,
                 static_cast<float>(zero_point), errors.data());
     const double sum =
         numerics == Numerics::kNumPy
-            ? static_cast<double>(scalar::PairwiseSum(errors.data(), length))
+            ? static_cast<double>(PairwiseSum(errors.data(), length))
             : scalar::FixedOrderSum(errors.data(), length);
     const float mean = static_cast<float>(sum / static_cast<double>(length));
     worst = mean > worst ? mean : worst;

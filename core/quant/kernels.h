@@ -115,6 +115,9 @@ float ScoreFromColumnSums(const double* sum, size_t columns, uint64_t rows);
 double RowErrorSum(ElementType type, const void* source, size_t length,
                    float lo, float hi);
 
+// NumPy's pairwise sum of a contiguous f32 array.
+float PairwiseSum(const float* values, size_t count);
+
 // Converts to f32 (exact but for f64) and back (RNE). For AWQ and tests.
 void ToFloat(ElementType type, const void* source, size_t count, float* out);
 void FromFloat(ElementType type, const float* source, size_t count, void* out);

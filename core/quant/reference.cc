@@ -210,6 +210,20 @@ uint16_t Unpack(ElementType code_type, const std::byte* packed, size_t index) {
   return static_cast<uint16_t>(byte(index));
 }
 
+double FixedOrderSum(const float* values, size_t count) {
+  double r[8] = {};
+  size_t i = 0;
+  for (; i + 8 <= count; i += 8) {
+    for (size_t k = 0; k < 8; ++k) r[k] += static_cast<double>(values[i + k]);
+  }
+  for (size_t k = 0; i < count; ++i, ++k) {
+    r[k] += static_cast<double>(values[i]);
+  }
+  return ((r[0] + r[1]) + (r[2] + r[3])) + ((r[4] + r[5]) + (r[6] + r[7]));
+}
+
+}  // namespace scalar
+
 float PairwiseSum(const float* values, size_t count) {
   // numpy/_core/src/umath/loops_utils.h: up to 128 elements with eight
   // accumulators, halves (multiples of eight) above.
@@ -234,20 +248,6 @@ float PairwiseSum(const float* values, size_t count) {
   half -= half % 8;
   return PairwiseSum(values, half) + PairwiseSum(values + half, count - half);
 }
-
-double FixedOrderSum(const float* values, size_t count) {
-  double r[8] = {};
-  size_t i = 0;
-  for (; i + 8 <= count; i += 8) {
-    for (size_t k = 0; k < 8; ++k) r[k] += static_cast<double>(values[i + k]);
-  }
-  for (size_t k = 0; i < count; ++i, ++k) {
-    r[k] += static_cast<double>(values[i]);
-  }
-  return ((r[0] + r[1]) + (r[2] + r[3])) + ((r[4] + r[5]) + (r[6] + r[7]));
-}
-
-}  // namespace scalar
 
 namespace reference {
 
@@ -357,7 +357,7 @@ float ScoreRows(ElementType type, Numerics numerics, const void* source,
     }
     const double sum =
         numerics == Numerics::kNumPy
-            ? static_cast<double>(scalar::PairwiseSum(errors.data(), length))
+            ? static_cast<double>(PairwiseSum(errors.data(), length))
             : scalar::FixedOrderSum(errors.data(), length);
     const float mean = static_cast<float>(sum / static_cast<double>(length));
     worst = mean > worst ? mean : worst;

@@ -225,8 +225,6 @@ void Pack(ElementType code_type, const uint8_t* codes, size_t count,
           std::byte* out);
 uint16_t Unpack(ElementType code_type, const std::byte* packed, size_t index);
 
-// NumPy's pairwise f32 sum.
-float PairwiseSum(const float* values, size_t count);
 // Eight f64 accumulators, added in a fixed tree.
 double FixedOrderSum(const float* values, size_t count);
 

@@ -2,6 +2,8 @@
 // test for each difference on purpose from NNCF.
 #include "core/engine/awq.h"
 
+#include <cstring>
+
 #include "absl/strings/str_cat.h"
 #include "core/engine/compression.h"
 #include "gmock/gmock.h"
@@ -136,23 +138,114 @@ TEST(Awq, MergedScaleFollowsTheOutputAxisOfEitherLayout) {
   }
 }
 
-TEST(PairwiseSum, AddsAsNumpyDoes) {
-  // np.add.reduce(np.float32(1) / np.arange(1, n + 1, dtype=np.float32)) of
-  // NumPy 2.4.6, bit for bit.
-  const struct {
-    size_t count;
-    float sum;
-  } kCases[] = {{7, 0x1.4be2c0p+1f},
-                {8, 0x1.5be2c0p+1f},
-                {127, 0x1.5b38b2p+2f},
-                {129, 0x1.5c37b4p+2f},
-                {1000, 0x1.df11f8p+2f}};
-  for (const auto& c : kCases) {
-    std::vector<float> values(c.count);
-    for (size_t i = 0; i < c.count; ++i) {
-      values[i] = 1.0f / static_cast<float>(i + 1);
+// x -> Multiply by `norm` [1, 4] -> two MatMuls. The weights of one are 1.5
+// times 2^channel, of the other 0.5 times: the mean over both is 2^channel.
+IrBuilder NormAndTwo(bool multiply_by_constant = true,
+                     bool transpose_a = false) {
+  IrBuilder ir;
+  const auto floats = [](const std::vector<float>& values) {
+    std::string out(values.size() * 4, '\0');
+    std::memcpy(out.data(), values.data(), out.size());
+    return out;
+  };
+  const Node x = ir.Parameter("x", {4, 4});
+  const Node other =
+      multiply_by_constant
+          ? ir.Constant("norm", ElementType::kF32, {1, 4}, floats({3, 5, 7, 9}))
+          : ir.Parameter("factor", {4, 4});
+  const Node y = ir.Op("scaled", "Multiply", "opset1",
+                       "<data auto_broadcast=\"numpy\"/>", {x, other}, {4, 4});
+  for (const float factor : {1.5f, 0.5f}) {
+    std::vector<float> values;
+    for (int row = 0; row < 4; ++row) {
+      for (const float value : {1.0f, 2.0f, 4.0f, 8.0f}) {
+        values.push_back(factor * value);
+      }
     }
-    EXPECT_EQ(PairwiseSum(values.data(), c.count), c.sum) << c.count;
+    const std::string name = factor > 1 ? "large" : "small";
+    const Node w = ir.Constant(absl::StrCat("w_", name), ElementType::kF32,
+                               {4, 4}, floats(values));
+    ir.Result(absl::StrCat("r_", name),
+              ir.MatMul(absl::StrCat("m_", name), y, w,
+                        transpose_a && factor < 1, true, {4, 4}));
+  }
+  return ir;
+}
+
+TEST(AwqExtended, ReadersOfANormAreScaledTogether) {
+  EXPECT_THAT(PlanOf(NormAndTwo()), Not(HasSubstr("awq:")));
+  CompressionOptions options;
+  options.awq_extended = true;
+  EXPECT_THAT(PlanOf(NormAndTwo(), options),
+              HasSubstr("scaled together, inverse folded into norm"));
+  EXPECT_THAT(PlanOf(NormAndTwo(false), options),
+              HasSubstr("scaled together, inverse multiplied behind scaled"));
+  // Another reader, even one that is ignored, and nothing may change.
+  IrBuilder shown = NormAndTwo();
+  shown.Result("more", IrBuilder::Node{2, 2, ElementType::kF32, {4, 4}});
+  EXPECT_THAT(PlanOf(shown, options), Not(HasSubstr("awq:")));
+  // Here the channels of one reader lie along the other axis.
+  EXPECT_THAT(PlanOf(NormAndTwo(true, true), options), Not(HasSubstr("awq:")));
+  options.ignored.names = {"m_small"};
+  EXPECT_THAT(PlanOf(NormAndTwo(), options), Not(HasSubstr("awq:")));
+}
+
+class MemorySink : public ByteSink {
+ public:
+  explicit MemorySink(size_t size) : bytes(size, '\0') {}
+  absl::Status WriteAt(uint64_t offset,
+                       std::span<const std::byte> part) override {
+    std::memcpy(bytes.data() + offset, part.data(), part.size());
+    return absl::OkStatus();
+  }
+  std::string bytes;
+};
+
+TEST(AwqExtended, TheProductOfNormAndWeightIsKept) {
+  // sc = 1, 1/2, 1/4, 1/8, so the scaled weights are 1.5 and 0.5: all codes are
+  // equal, and the inverse 1, 2, 4, 8 goes into the norm or the new Multiply.
+  for (const bool folded : {true, false}) {
+    const IrBuilder ir = NormAndTwo(folded);
+    CompressionOptions options{.mode = Mode::kNf4,
+                               .group_size = -1,
+                               .all_layers = true,
+                               .awq = true,
+                               .awq_extended = true};
+    const auto compression = Compression::Create(ir.Xml(), options);
+    ASSERT_TRUE(compression.ok()) << compression.status();
+    const auto source = MakeMemorySource(AsBytes(ir.Bin()));
+    MemorySink sink((*compression)->output_bin_bytes());
+    const auto executor = MakeSerialExecutor();
+    ASSERT_TRUE(
+        (*compression)->Run(*source, sink, {.executor = executor.get()}).ok());
+    const auto model = Model::Parse((*compression)->OutputXml());
+    ASSERT_TRUE(model.ok());
+    int seen = 0;
+    for (const Constant& constant : model->constants()) {
+      const std::string bytes =
+          sink.bytes.substr(constant.offset_bytes, constant.size_bytes);
+      if (constant.name == "w_large" || constant.name == "w_small") {
+        // All codes of nf4 are 15, the value 1.
+        EXPECT_EQ(bytes, std::string(constant.element_count / 2, '\xff'));
+        ++seen;
+      } else if (constant.name == "norm" ||
+                 constant.name == "scaled/awq_mul/scale") {
+        std::vector<float> values(4);
+        std::memcpy(values.data(), bytes.data(), 16);
+        EXPECT_EQ(values, folded ? (std::vector<float>{3, 10, 28, 72})
+                                 : (std::vector<float>{1, 2, 4, 8}));
+        ++seen;
+      } else if (constant.name == "w_large/scale" ||
+                 constant.name == "w_small/scale") {
+        std::vector<float> values(constant.element_count);
+        ToFloat(ElementType::kF16, bytes.data(), values.size(), values.data());
+        EXPECT_THAT(
+            values,
+            ::testing::Each(constant.name == "w_large/scale" ? 1.5f : 0.5f));
+        ++seen;
+      }
+    }
+    EXPECT_EQ(seen, 5) << folded;
   }
 }
 

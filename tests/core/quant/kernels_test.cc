@@ -422,5 +422,25 @@ TEST(Formulas, EmptyGroupsOfFloatModesDependOnThePath) {
   EXPECT_EQ(step, 1.1920929e-07f / 6.0f);
 }
 
+TEST(PairwiseSum, AddsAsNumpyDoes) {
+  // np.add.reduce(np.float32(1) / np.arange(1, n + 1, dtype=np.float32)) of
+  // NumPy 2.4.6, bit for bit.
+  const struct {
+    size_t count;
+    float sum;
+  } kCases[] = {{7, 0x1.4be2c0p+1f},
+                {8, 0x1.5be2c0p+1f},
+                {127, 0x1.5b38b2p+2f},
+                {129, 0x1.5c37b4p+2f},
+                {1000, 0x1.df11f8p+2f}};
+  for (const auto& c : kCases) {
+    std::vector<float> values(c.count);
+    for (size_t i = 0; i < c.count; ++i) {
+      values[i] = 1.0f / static_cast<float>(i + 1);
+    }
+    EXPECT_EQ(PairwiseSum(values.data(), c.count), c.sum) << c.count;
+  }
+}
+
 }  // namespace
 }  // namespace ovpress
