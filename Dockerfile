@@ -22,13 +22,13 @@ COPY . .
 ARG TESTS="^(base|quant|ir|engine|jobs)_test$"
 ARG JOBS=
 RUN --mount=type=cache,target=/root/.cache/ccache \
-    targets="ovpress ovpress-server" \
+    targets="ovpress ovpress-server documents" \
  && if [ "${TESTS}" != - ]; then targets="${targets} base_test quant_test ir_test engine_test jobs_test"; fi \
  && cmake --preset release -DOVPRESS_BUILD_BENCH=OFF \
       -DCMAKE_C_COMPILER_LAUNCHER=ccache -DCMAKE_CXX_COMPILER_LAUNCHER=ccache \
  && cmake --build --preset release -j "${JOBS:-$(nproc)}" --target ${targets} \
  && if [ "${TESTS}" != - ]; then ctest --preset release -R "${TESTS}"; fi \
- && DESTDIR=/out cmake --install build/release --prefix /usr --strip
+ && for component in cli server; do DESTDIR=/out cmake --install build/release --prefix /usr --strip --component "$component"; done
 ARG SOURCE_DATE_EPOCH=0
 RUN deploy/image/make-rootfs /rootfs /out/usr/bin/ovpress /out/usr/bin/ovpress-server
 

@@ -26,6 +26,7 @@
 #include "server/rpc/services.h"
 #include "spdlog/sinks/stdout_sinks.h"
 #include "spdlog/spdlog.h"
+#include "usage/usage.h"
 
 namespace ovpress {
 namespace {
@@ -90,7 +91,8 @@ void RegisterFlags(CLI::App* app, ServerFlags* flags) {
       ->check(CLI::IsMember({"text", "json"}))
       ->capture_default_str();
   app->add_option("--port-file", flags->port_file,
-                  "Write the two ports here once all is ready");
+                  "Write the two ports here once all is ready")
+      ->type_name("FILE");
   app->add_option("--drain-seconds", flags->drain_seconds,
                   "After SIGTERM: how long running jobs may go on; then they "
                   "are handed back and run again after the next start")
@@ -147,6 +149,42 @@ void RegisterFlags(CLI::App* app, ServerFlags* flags) {
              "Longest that a client may ask for");
   AddSeconds(app, "--sweep-interval", &jobs.sweep_interval,
              "Between two clean-ups");
+}
+
+// For the build, hence hidden: the man page and the completion scripts, made
+// from the flags above.
+void RegisterUsageFlags(CLI::App* app) {
+  const auto print = [app](const std::string& what) {
+    if (what == "man") {
+      std::cout << ManPage(
+          *app,
+          {.section = 8,
+           .version = absl::StrCat("ovpress ", EngineVersion()),
+           .summary = "compress OpenVINO IR models for others, by gRPC",
+           .sections = {
+               {"SIGNALS",
+                {"SIGTERM, SIGINT: drain and exit with 0; jobs that did not "
+                 "end run again after the next start. SIGHUP: load anew what "
+                 "can change at run time."}},
+               {"FILES",
+                {"/etc/ovpress/server.conf: what the packaged service reads "
+                 "by --config.",
+                 "/var/lib/ovpress: its --data-dir."}},
+               {"SEE ALSO", {"ovpress(1)"}}}});
+    } else {
+      std::cout << CompletionScript(*app,
+                                    what == "bash"  ? Shell::kBash
+                                    : what == "zsh" ? Shell::kZsh
+                                                    : Shell::kFish,
+                                    {});
+    }
+    throw CLI::Success();
+  };
+  app->add_option_function<std::string>("--print", print,
+                                        "man, bash, zsh or fish")
+      ->check(CLI::IsMember({"man", "bash", "zsh", "fish"}))
+      ->configurable(false)
+      ->group("");
 }
 
 void SetUpLog(const std::string& format) {
@@ -292,9 +330,11 @@ int Main(int argc, char** argv) {
                        absl::StrCat("ovpress ", std::string(EngineVersion())));
   app.get_formatter()->column_width(34);
   app.allow_config_extras(false);
-  app.set_config("--config", "", "Read flags from a file: one name=value per line");
+  app.set_config("--config", "", "Read flags from a file: one name=value per line")
+      ->type_name("FILE");
   ServerFlags flags;
   RegisterFlags(&app, &flags);
+  RegisterUsageFlags(&app);
   CLI11_PARSE(app, argc, argv);
   SetUpLog(flags.log_format);
   const absl::Status status = Serve(flags);

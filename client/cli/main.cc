@@ -16,6 +16,7 @@
 #include "core/base/status_macros.h"
 #include "core/engine/compression.h"
 #include "core/engine/presets.h"
+#include "usage/usage.h"
 #ifdef OVPRESS_WITH_REMOTE
 #include "client/cli/remote.h"
 #endif
@@ -136,6 +137,47 @@ int CompareCommand(const CompareFlags& flags) {
   return kExitFailed;
 }
 
+ManPageTexts PageTexts() {
+  return {
+      .section = 1,
+      .version = absl::StrCat("ovpress ", EngineVersion()),
+      .summary = "compress the weights of OpenVINO IR models",
+      .sections = {
+          {"EXIT STATUS",
+           {"0: done. 1: failed, with one line on stderr that says what, "
+            "where and what to do. 2: wrong usage. 130: interrupted."}},
+          {"EXAMPLES",
+           {"Four bits, groups of 64, the most sensitive fifth in eight bits:",
+            " ovpress compress model.xml -o out.xml --mode int4_sym "
+            "--group-size 64 --ratio 0.8",
+            "The same by a server:",
+            " ovpress compress model.xml -o out.xml --mode int4_sym "
+            "--group-size 64 --ratio 0.8 --server host:8470",
+            "How far the weights are from the original:",
+            " ovpress compare model.xml out.xml"}},
+          {"SEE ALSO", {"ovpress-server(8)"}}}};
+}
+
+// completion, for users, and man, for the build.
+void RegisterUsageCommands(CLI::App* app) {
+  static std::string shell;
+  CLI::App* completion = app->add_subcommand(
+      "completion",
+      "Print a completion script for bash, zsh or fish; source it");
+  completion->add_option("shell", shell, "The shell")
+      ->required()
+      ->check(CLI::IsMember({"bash", "zsh", "fish"}));
+  completion->callback([app] {
+    const Shell kind = shell == "bash"  ? Shell::kBash
+                       : shell == "zsh" ? Shell::kZsh
+                                        : Shell::kFish;
+    std::cout << CompletionScript(*app, kind, CompressionValueNames());
+  });
+  app->add_subcommand("man", "Print the man page")->group("")->callback([app] {
+    std::cout << ManPage(*app, PageTexts());
+  });
+}
+
 int Main(int argc, char** argv) {
   CLI::App app{
       "ovpress compresses the weights of OpenVINO IR models without any data "
@@ -159,8 +201,10 @@ int Main(int argc, char** argv) {
       ->add_option("-o,--output", flags.out_xml,
                    "Where the compressed model goes; its .bin beside it")
       ->type_name("OUT.xml");
-  compress->add_option("--bin", flags.in_bin,
-                       "The weights file, if it is not beside the .xml");
+  compress
+      ->add_option("--bin", flags.in_bin,
+                   "The weights file, if it is not beside the .xml")
+      ->type_name("FILE");
   flags.compression.Register(compress);
   const std::string how = "How to run";
   compress
@@ -183,6 +227,7 @@ int Main(int argc, char** argv) {
   compress
       ->add_option("--report", flags.report_file,
                    "Write a JSON report on each weight, error included")
+      ->type_name("FILE")
       ->group(how);
   compress
       ->add_flag("--measure-error", flags.measure,
@@ -255,6 +300,7 @@ int Main(int argc, char** argv) {
 #ifdef OVPRESS_WITH_REMOTE
   RegisterRemoteCommands(&app, &exit_code);
 #endif
+  RegisterUsageCommands(&app);
 
   try {
     app.parse(argc, argv);

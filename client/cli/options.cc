@@ -75,6 +75,7 @@ void CompressionFlags::Register(CLI::App* app) {
   app->add_option("--codebook", codebook_file,
                   "Values for --mode codebook: a JSON array or a 1-D .npy "
                   "file, ascending")
+      ->type_name("FILE")
       ->group(group);
   awq_option = app->add_flag("--awq", awq,
                              "Rescale input channels first (data-free AWQ)")
@@ -194,6 +195,30 @@ absl::StatusOr<CompressionOptions> CompressionFlags::ToOptions(
     OVPRESS_RETURN_IF_ERROR(CheckTargetDevice(options, target_device));
   }
   return options;
+}
+
+std::map<std::string, std::vector<std::string>> CompressionValueNames() {
+  std::map<std::string, std::vector<std::string>> names;
+  for (const Mode mode : kAllModes) {
+    names["--mode"].emplace_back(ModeTraitsOf(mode).name);
+  }
+  for (const Preset& preset : Presets()) {
+    names["--preset"].emplace_back(preset.name);
+  }
+  for (const BackupMode mode :
+       {BackupMode::kKeepFloat, BackupMode::kInt8Asym, BackupMode::kInt8Sym,
+        BackupMode::kMxfp8E4m3, BackupMode::kFp8E4m3}) {
+    names["--backup-mode"].emplace_back(BackupModeName(mode));
+  }
+  for (const GroupSizeFallback fallback :
+       {GroupSizeFallback::kError, GroupSizeFallback::kIgnore,
+        GroupSizeFallback::kAdjust}) {
+    names["--group-size-fallback"].emplace_back(
+        GroupSizeFallbackName(fallback));
+  }
+  names["--target-device"] = {"cpu", "gpu", "npu"};
+  names["--sensitivity-metric"] = {"weight_quantization_error"};
+  return names;
 }
 
 absl::StatusOr<uint64_t> ParseByteSize(const std::string& text) {

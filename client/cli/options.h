@@ -3,6 +3,7 @@
 #define OVPRESS_CLIENT_CLI_OPTIONS_H_
 
 #include <cstdint>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -45,6 +46,10 @@ struct CompressionFlags {
   absl::StatusOr<CompressionOptions> ToOptions(
       std::string* codebook_bytes) const;
 };
+
+// The names that options of compress, submit and others take, by option, for
+// completion in a shell.
+std::map<std::string, std::vector<std::string>> CompressionValueNames();
 
 // "256MiB", "2G", "1048576": bytes. Units are powers of 1024.
 absl::StatusOr<uint64_t> ParseByteSize(const std::string& text);

@@ -333,7 +333,8 @@ void RegisterRemoteCommands(CLI::App* app, int* exit_code) {
     sub->get_option("--server")->required();
     if (needs_job) {
       sub->add_option("job", command.job, "operations/ID, or the ID")
-          ->required();
+          ->required()
+          ->type_name("JOB");
     }
     sub->callback([run, exit_code] {
       const std::unique_ptr<Client> client = Connect(command.remote, true);
@@ -347,8 +348,11 @@ void RegisterRemoteCommands(CLI::App* app, int* exit_code) {
   submit.compression = &submit_flags;
   submit.memory_budget = "256MiB";
   submit.quiet = true;
-  sub->add_option("input", submit.in_xml, "The model's .xml")->required();
-  sub->add_option("--bin", submit.in_bin, "The weights file, if elsewhere");
+  sub->add_option("input", submit.in_xml, "The model's .xml")
+      ->required()
+      ->type_name("IN.xml");
+  sub->add_option("--bin", submit.in_bin, "The weights file, if elsewhere")
+      ->type_name("FILE");
   submit_flags.Register(sub);
   sub->add_option("--memory-budget", submit.memory_budget,
                   "Most memory for the job")
@@ -368,8 +372,10 @@ void RegisterRemoteCommands(CLI::App* app, int* exit_code) {
   sub = add("download", "Fetch the result of a job", true,
             [](Client& client) { return Download(command, client); });
   sub->add_option("-o,--output", command.out_xml, "Where the model goes")
-      ->required();
-  sub->add_option("--report", command.report_file, "Where the report goes");
+      ->required()
+      ->type_name("OUT.xml");
+  sub->add_option("--report", command.report_file, "Where the report goes")
+      ->type_name("FILE");
   sub = add("list", "Show jobs, newest first", false,
             [](Client& client) { return List(command, client); });
   sub->add_option("--filter", command.filter,

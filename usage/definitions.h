@@ -1,0 +1,42 @@
+// What man pages and completion read from CLI11; internal to this folder.
+#ifndef OVPRESS_USAGE_DEFINITIONS_H_
+#define OVPRESS_USAGE_DEFINITIONS_H_
+
+#include <string>
+#include <vector>
+
+#include "CLI/CLI.hpp"
+
+namespace ovpress::usage_internal {
+
+inline std::vector<const CLI::Option*> VisibleOptions(const CLI::App& app) {
+  return app.get_options(
+      [](const CLI::Option* option) { return !option->get_group().empty(); });
+}
+
+inline std::vector<const CLI::App*> VisibleCommands(const CLI::App& app) {
+  return app.get_subcommands([](const CLI::App* command) {
+    return !command->get_group().empty() && !command->get_name().empty();
+  });
+}
+
+// Flags have a type's size, but expect no item.
+inline bool TakesValue(const CLI::Option& option) {
+  return option.get_items_expected_max() != 0;
+}
+
+// "-o", "--output".
+inline std::vector<std::string> LongAndShortNames(const CLI::Option& option) {
+  std::vector<std::string> names;
+  for (const std::string& name : option.get_snames()) {
+    names.push_back("-" + name);
+  }
+  for (const std::string& name : option.get_lnames()) {
+    names.push_back("--" + name);
+  }
+  return names;
+}
+
+}  // namespace ovpress::usage_internal
+
+#endif  // OVPRESS_USAGE_DEFINITIONS_H_
