@@ -22,9 +22,9 @@
 #include "server/jobs/local_blob_store.h"
 #include "server/jobs/sqlite_job_store.h"
 #include "server/rpc/http_server.h"
+#include "server/rpc/log.h"
 #include "server/rpc/metrics.h"
 #include "server/rpc/services.h"
-#include "spdlog/sinks/stdout_sinks.h"
 #include "spdlog/spdlog.h"
 #include "usage/usage.h"
 
@@ -187,16 +187,6 @@ void RegisterUsageFlags(CLI::App* app) {
       ->group("");
 }
 
-void SetUpLog(const std::string& format) {
-  spdlog::set_default_logger(std::make_shared<spdlog::logger>(
-      "ovpress", std::make_shared<spdlog::sinks::stderr_sink_mt>()));
-  // Messages are made by us and quote foreign text only escaped.
-  spdlog::set_pattern(format == "json"
-                          ? R"({"time":"%Y-%m-%dT%H:%M:%S.%e%z","level":"%l","message":"%v"})"
-                          : "%Y-%m-%dT%H:%M:%S.%e%z %l %v");
-  spdlog::flush_on(spdlog::level::info);
-}
-
 absl::Status Serve(const ServerFlags& flags) {
   // Before any thread is made, so that all of them inherit the mask.
   sigset_t signals;
@@ -336,7 +326,7 @@ int Main(int argc, char** argv) {
   RegisterFlags(&app, &flags);
   RegisterUsageFlags(&app);
   CLI11_PARSE(app, argc, argv);
-  SetUpLog(flags.log_format);
+  SetUpLog(flags.log_format == "json");
   const absl::Status status = Serve(flags);
   if (status.ok()) return 0;
   std::cerr << "ovpress-server: " << status.message() << "\n";

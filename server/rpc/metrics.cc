@@ -11,6 +11,7 @@
 #include "prometheus/histogram.h"
 #include "prometheus/registry.h"
 #include "prometheus/text_serializer.h"
+#include "server/rpc/log.h"
 #include "spdlog/spdlog.h"
 
 namespace ovpress {
@@ -73,9 +74,7 @@ class MetricsImpl final : public Metrics {
     const auto level = severity == Severity::kError     ? spdlog::level::err
                        : severity == Severity::kWarning ? spdlog::level::warn
                                                         : spdlog::level::info;
-    spdlog::log(level, "job={} {}",
-                job_id.empty() ? std::string("-") : std::string(job_id),
-                std::string(message.substr(0, 2048)));
+    LogJob(level, job_id, message);
   }
 
   void OnRpc(absl::string_view method, absl::string_view code,

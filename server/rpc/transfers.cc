@@ -5,12 +5,26 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/time.h"
+#include "grpc/grpc.h"
 #include "server/jobs/errors.h"
 
 namespace ovpress {
 namespace {
 
 using Steady = std::chrono::steady_clock;
+
+std::string IdleMessage(absl::Duration limit) {
+  return absl::StrCat("no byte moved for ", absl::FormatDuration(limit),
+                      ", the limit idle_timeout");
+}
+
+// Ends a call whose handler is blocked in a read or a write, which then fail.
+// ServerContext::TryCancel() does the same but always says CANCELLED to the
+// client; what the handler returns afterwards comes too late to be sent.
+void EndIdle(grpc::ServerContext* context, absl::Duration limit) {
+  grpc_call_cancel_with_status(context->c_call(), GRPC_STATUS_DEADLINE_EXCEEDED,
+                               IdleMessage(limit).c_str(), nullptr);
+}
 
 }  // namespace
 
@@ -76,7 +90,7 @@ void Transfers::Watch() {
         continue;
       }
       entry.expired = true;
-      entry.context->TryCancel();
+      EndIdle(entry.context, limits_.idle_timeout);
     }
   }
 }
@@ -96,8 +110,7 @@ Transfers::Handle::~Handle() {
 absl::Status Transfers::Handle::Broken() const {
   if (entry_->expired) {
     return absl::DeadlineExceededError(
-        absl::StrCat("no byte moved for ",
-                     absl::FormatDuration(transfers_->limits_.idle_timeout)));
+        IdleMessage(transfers_->limits_.idle_timeout));
   }
   return absl::CancelledError("the client went away");
 }

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import importlib
+import json
 import pathlib
 import random
 import shutil
@@ -467,6 +468,7 @@ def test_stalled_transfers_delay_no_health_check(c: Context):
                 break
             time.sleep(0.1)
         assert len(ends) == 8, "stalled uploads were not ended"
+        assert set(ends) == {grpc.StatusCode.DEADLINE_EXCEEDED}, ends
         release.set()
         for thread in threads:
             thread.join()
@@ -489,6 +491,21 @@ def test_pages_and_drain(c: Context):
         assert server.stop() == 0
         second = subprocess.run([c.server_binary, "--listen=nowhere", f"--data-dir={c.work / 'other'}"], capture_output=True, text=True)
         assert second.returncode == 1 and "cannot listen" in second.stderr.splitlines()[-1]
+
+
+def test_json_log_has_the_job_on_its_lines(c: Context):
+    with c.server("--log-format=json", "--threads=1") as server:
+        client = server.client()
+        # Not one weight is a number: a job that fails while it runs, with a name in its message.
+        bad = client.submit(client.upload_model(c.xml, b"\xff" * len(c.bin)))
+        assert client.wait(bad).error.code, "a model of NaNs passes"
+        good = client.submit(client.upload_model(c.xml, c.bin))
+        client.result(client.wait(good))
+        assert server.stop() == 0
+        lines = [json.loads(line) for line in server.data.with_suffix(".log").read_text().splitlines()]
+        assert all({"time", "level", "message"} <= line.keys() for line in lines)
+        for job in (bad, good):
+            assert any(line.get("job") == job.name.removeprefix("operations/") for line in lines), lines
 
 
 def main() -> int:

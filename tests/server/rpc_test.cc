@@ -1,10 +1,15 @@
 // The translation of errors and of options at the border to the wire.
+#include <algorithm>
+#include <string>
+
 #include "gmock/gmock.h"
 #include "google/rpc/error_details.pb.h"
 #include "gtest/gtest.h"
+#include "nlohmann/json.hpp"
 #include "server/jobs/errors.h"
 #include "server/rpc/convert.h"
 #include "server/rpc/grpc_status.h"
+#include "server/rpc/log.h"
 
 namespace ovpress {
 namespace {
@@ -42,6 +47,35 @@ TEST(ConvertTest, UnknownValuesNameTheValidOnes) {
   proto.set_backup_mode("int7");
   EXPECT_THAT(OptionsFromProto(proto).status().message(),
               testing::HasSubstr("int8_sym"));
+}
+
+nlohmann::json JsonOf(absl::string_view message) {
+  spdlog::memory_buf_t line;
+  MakeJsonLogFormatter()->format(
+      spdlog::details::log_msg("ovpress", spdlog::level::warn,
+                               {message.data(), message.size()}),
+      line);
+  const std::string text(line.data(), line.size());
+  EXPECT_EQ(std::count(text.begin(), text.end(), '\n'), 1);
+  return nlohmann::json::parse(text);
+}
+
+TEST(LogTest, JsonHoldsAnyMessage) {
+  const std::string odd = "a \"quoted\" \\ name\nnext\tline \x01";
+  const nlohmann::json line = JsonOf(odd);
+  EXPECT_EQ(line["message"], odd);
+  EXPECT_EQ(line["level"], "warning");
+  EXPECT_FALSE(line.contains("job"));
+  EXPECT_EQ(JsonOf("not UTF-8: \xff.")["message"], "not UTF-8: \uFFFD.");
+}
+
+TEST(LogTest, JobIsAFieldOfItsOwn) {
+  nlohmann::json line = JsonOf("job=0123abcd failed: \"why\"");
+  EXPECT_EQ(line["job"], "0123abcd");
+  EXPECT_EQ(line["message"], "failed: \"why\"");
+  line = JsonOf("job=0123abcd");
+  EXPECT_EQ(line["job"], "0123abcd");
+  EXPECT_EQ(line["message"], "");
 }
 
 }  // namespace
