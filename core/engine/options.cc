@@ -261,16 +261,51 @@ std::string NumpyPositional(double value, ElementType type) {
   return text;
 }
 
-// Mantissa and exponent of a scientific text, trailing zeros cut.
-std::pair<std::string, int> NumpyScientific(double value, ElementType type) {
-  const double shown = std::strtod(ShortestText(value, type).c_str(), nullptr);
-  std::string text;
-  for (int digits = 0; digits <= kNumpyPrecision; ++digits) {
-    text = absl::StrFormat("%.*e", digits, shown);
-    if (std::strtod(text.c_str(), nullptr) == shown) break;
+// Digits behind the point of the shortest scientific text, at most NumPy's.
+int NumpyFraction(double value, ElementType type) {
+  const std::string text = ShortestText(value, type);
+  int first = -1;
+  int last = -1;
+  int digits = 0;
+  for (const char c : text.substr(0, text.find('e'))) {
+    if (c < '0' || c > '9') continue;
+    if (c != '0') {
+      last = digits;
+      if (first < 0) first = digits;
+    }
+    ++digits;
   }
-  const size_t e = text.find('e');
-  return {text.substr(0, e), std::atoi(text.c_str() + e + 1)};
+  return std::min(first < 0 ? 0 : last - first, kNumpyPrecision);
+}
+
+// NumPy 2.4 prints with exponents if the largest magnitude exceeds what the
+// type holds exactly, or magnitudes are small or far apart. It compares in the
+// type itself.
+bool IsNumpyScientific(const std::vector<double>& values, ElementType type) {
+  double largest = 0;
+  double smallest = 0;
+  for (const double value : values) {
+    const double magnitude = std::fabs(value);
+    if (magnitude == 0) continue;
+    largest = std::max(largest, magnitude);
+    smallest = smallest == 0 ? magnitude : std::min(smallest, magnitude);
+  }
+  if (smallest == 0) return false;
+  const auto narrow = [type](double value) {
+    if (type == ElementType::kF64) return value;
+    float single = static_cast<float>(value);
+    if (type == ElementType::kF16) {
+      uint16_t half = 0;
+      FromFloat(type, &single, 1, &half);
+      ToFloat(type, &half, 1, &single);
+    }
+    return static_cast<double>(single);
+  };
+  const double cutoff = type == ElementType::kF16   ? 1e3
+                        : type == ElementType::kF32 ? 1e6
+                                                    : 1e8;
+  return largest >= cutoff || smallest < narrow(1e-4) ||
+         narrow(largest / smallest) > 1000;
 }
 
 // The texts of all shown numbers, brought to one width as NumPy does.
@@ -286,36 +321,23 @@ std::vector<std::string> NumpyItems(const std::vector<double>& values,
     for (std::string& item : items) item.insert(0, width - item.size(), ' ');
     return items;
   }
-  double largest = 0;
-  double smallest = 0;
-  for (const double value : values) {
-    const double magnitude = std::fabs(value);
-    if (magnitude == 0) continue;
-    largest = std::max(largest, magnitude);
-    smallest = smallest == 0 ? magnitude : std::min(smallest, magnitude);
-  }
-  const bool scientific =
-      largest >= 1e8 ||
-      (smallest != 0 && (smallest < 1e-4 || largest / smallest > 1000));
-  if (scientific) {
-    size_t fraction = 0;
+  if (IsNumpyScientific(values, type)) {
+    int fraction = 0;
+    size_t exponent_digits = 2;
     for (const double value : values) {
-      const std::string mantissa = NumpyScientific(value, type).first;
-      const size_t dot = mantissa.find('.');
-      if (dot != std::string::npos) {
-        fraction = std::max(fraction, mantissa.size() - dot - 1);
-      }
+      fraction = std::max(fraction, NumpyFraction(value, type));
     }
     for (const double value : values) {
-      auto [mantissa, exponent] = NumpyScientific(value, type);
-      if (mantissa.find('.') == std::string::npos) mantissa += '.';
-      mantissa.append(fraction - (mantissa.size() - mantissa.find('.') - 1),
-                      '0');
-      items.push_back(
-          absl::StrCat(mantissa, "e",
-                       absl::StrFormat("%c%02d", exponent < 0 ? '-' : '+',
-                                       std::abs(exponent))));
-      width = std::max(width, items.back().size());
+      items.push_back(absl::StrFormat("%.*e", fraction, value));
+      const size_t e = items.back().find('e');
+      if (fraction == 0) items.back().insert(e, ".");
+      exponent_digits = std::max(
+          exponent_digits, items.back().size() - items.back().find('e') - 2);
+    }
+    for (std::string& item : items) {
+      const size_t digits_at = item.find('e') + 2;
+      item.insert(digits_at, exponent_digits - (item.size() - digits_at), '0');
+      width = std::max(width, item.size());
     }
     for (std::string& item : items) item.insert(0, width - item.size(), ' ');
     return items;
@@ -354,6 +376,8 @@ absl::string_view NumpyDtype(ElementType type) {
       return "uint16";
     case ElementType::kI32:
       return "int32";
+    case ElementType::kU32:
+      return "uint32";
     case ElementType::kI64:
       return "int64";
     default:
@@ -437,8 +461,19 @@ absl::StatusOr<double> LoadNumber(ElementType type, const char* bytes) {
       return LoadAs<uint16_t>(bytes);
     case ElementType::kI32:
       return LoadAs<int32_t>(bytes);
-    case ElementType::kI64:
-      return LoadAs<int64_t>(bytes);
+    case ElementType::kU32:
+      return LoadAs<uint32_t>(bytes);
+    case ElementType::kI64: {
+      constexpr double kExactMax = 9007199254740992.0;  // 2^53
+      const double value = LoadAs<int64_t>(bytes);
+      if (!(std::fabs(value) < kExactMax)) {
+        return absl::InvalidArgumentError(
+            absl::StrFormat("codebook value %.0f is not below 2^53, up to "
+                            "which integers are exact; divide the table",
+                            value));
+      }
+      return value;
+    }
     case ElementType::kF16:
     case ElementType::kBf16:
     case ElementType::kF8e4m3:
@@ -497,7 +532,7 @@ absl::StatusOr<std::shared_ptr<Codebook>> ParseNpy(absl::string_view bytes) {
                 {"<f8", ElementType::kF64}, {"|i1", ElementType::kI8},
                 {"|u1", ElementType::kU8},  {"<i2", ElementType::kI16},
                 {"<u2", ElementType::kU16}, {"<i4", ElementType::kI32},
-                {"<i8", ElementType::kI64}};
+                {"<u4", ElementType::kU32}, {"<i8", ElementType::kI64}};
   auto codebook = std::make_shared<Codebook>();
   bool known = false;
   for (const auto& row : kTypes) {

@@ -73,6 +73,7 @@ Prepared Prepare(const Encoding& encoding) {
                                     std::fabs(table.values.back()));
       prepared.f64_scale = table.type == ElementType::kF64 ||
                            table.type == ElementType::kI32 ||
+                           table.type == ElementType::kU32 ||
                            table.type == ElementType::kI64;
       break;
     }

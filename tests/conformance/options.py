@@ -24,6 +24,18 @@ CODEBOOKS: dict[str, tuple[str, list, str]] = {
     "f32_300": ("float32", [(i - 149) / 149 for i in range(300)], "npy"),
     "f16_1100": ("float16", [(i - 549) / 16 for i in range(1100)], "npy"),
     "f8e4m3_12_json": ("f8e4m3", [float(np.sign(i) * 2.0 ** abs(i)) for i in range(-6, 6)], "json"),
+    # Their text in rt_info: with exponents, of three digits, limits of the type.
+    "f32_exponents": ("float32", [-1e-5, 0.001, 123456.75], "npy"),
+    "f16_overflow": ("float16", [-65504.0, -40000.0, 0.0, 40000.0, 65504.0], "npy"),
+    "f64_huge": ("float64", [-1e300, 0.0, 1e300], "npy"),
+    "f32_tiny": ("float32", [-1e-40, 0.0, 1e-40, 1e-4], "npy"),
+    "f32_million": ("float32", [999998.5, 999999.0, 1000000.0], "npy"),
+    "u32_3": ("uint32", [0, 5, 9], "npy"),
+    # Integers that NNCF gets wrong or refuses, and what only NNCF takes.
+    "i8_all": ("int8", list(range(-128, 128)), "npy"),
+    "u8_wide": ("uint8", [0, 200, 255], "npy"),
+    "i16_wide": ("int16", [-30000, -5, 0, 7, 32767], "npy"),
+    "nan": ("float32", [-1.0, float("nan"), 1.0], "npy"),
     # Refused by both.
     "bad_equal": ("float32", [0.2, 0.2, 0.3, 0.4], "npy"),
     "bad_order": ("float32", [0.5, 0.2, 0.3, 0.4], "npy"),

@@ -95,6 +95,36 @@ TEST(ParseCodebook, JsonArray) {
   EXPECT_EQ(text, "array([-1. ,  0. ,  0.5,  1. ], dtype=float32)");
 }
 
+// Against repr() of NumPy 2.4.6.
+TEST(ParseCodebook, TextIsThatOfNumpy) {
+  const struct {
+    const char* json;
+    const char* text;
+  } kCases[] = {
+      {"[-1e-5, 0.001, 123456.75]",
+       "array([-9.9999997e-06,  1.0000000e-03,  1.2345675e+05], "
+       "dtype=float32)"},
+      {R"({"dtype": "f16", "values": [-65504, -40000, 0, 40000, 65504]})",
+       "array([-6.55e+04, -4.00e+04,  0.00e+00,  4.00e+04,  6.55e+04],\n"
+       "      dtype=float16)"},
+      {R"({"dtype": "f64", "values": [-1e300, 0, 1e300]})",
+       "array([-1.e+300,  0.e+000,  1.e+300])"},
+      // The limits are those of the type: f32(0.0001) is no less than 0.0001.
+      {"[0.0001, 0.05]", "array([0.0001, 0.05  ], dtype=float32)"},
+      {"[0.0001, 0.002]", "array([0.0001, 0.002 ], dtype=float32)"},
+      {"[999999, 999999.5]", "array([999999. , 999999.5], dtype=float32)"},
+      {"[999999, 1000000]", "array([9.99999e+05, 1.00000e+06], dtype=float32)"},
+      {R"({"dtype": "f64", "values": [999999, 1000000]})",
+       "array([ 999999., 1000000.])"},
+  };
+  for (const auto& c : kCases) {
+    std::string text;
+    const auto codebook = ParseCodebook(c.json, &text);
+    ASSERT_TRUE(codebook.ok()) << codebook.status();
+    EXPECT_EQ(text, c.text) << c.json;
+  }
+}
+
 TEST(ParseCodebook, RefusesWhatNncfRefuses) {
   const struct {
     const char* text;
@@ -139,6 +169,14 @@ TEST(ParseCodebook, NumpyFile) {
   EXPECT_EQ((*codebook)->type, ElementType::kF64);
   EXPECT_THAT((*codebook)->values, ::testing::ElementsAre(-2, 0.25, 3));
   EXPECT_EQ(text, "array([-2.  ,  0.25,  3.  ])");
+  // Integers come whole or not at all.
+  const int64_t large[] = {-2, 0, (1ll << 53) + 1};
+  const auto refused = ParseCodebook(
+      Npy("{'descr': '<i8', 'fortran_order': False, 'shape': (3,), }",
+          std::string(reinterpret_cast<const char*>(large), sizeof(large))),
+      nullptr);
+  EXPECT_THAT(std::string(refused.status().message()),
+              HasSubstr("9007199254740992 is not below 2^53"));
   // Cut off at every byte: an error, never a crash.
   const std::string whole = Npy(header, data);
   for (size_t size = 0; size < whole.size(); ++size) {
