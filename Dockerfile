@@ -30,7 +30,7 @@ RUN --mount=type=cache,target=/root/.cache/ccache \
  && if [ "${TESTS}" != - ]; then ctest --preset release -R "${TESTS}"; fi \
  && for component in cli server; do DESTDIR=/out cmake --install build/release --prefix /usr --strip --component "$component"; done
 ARG SOURCE_DATE_EPOCH=0
-RUN deploy/image/make-rootfs /rootfs /out/usr/bin/ovpress /out/usr/bin/ovpress-server
+RUN deploy/image/make-rootfs /rootfs build/release /out/usr/bin/ovpress /out/usr/bin/ovpress-server
 
 FROM scratch
 ARG VERSION=dev

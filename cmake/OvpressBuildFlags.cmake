@@ -17,15 +17,20 @@ if(CMAKE_CXX_COMPILER_ID MATCHES "Clang")
   target_compile_options(ovpress_build_flags INTERFACE -Wthread-safety -Wno-c99-designator)
 endif()
 
-# Hardening. _FORTIFY_SOURCE needs optimization; sanitizers bring their own checks.
+# Hardening, apart from the rest because generated code gets it too: that code
+# reads what comes from the network. _FORTIFY_SOURCE needs optimization;
+# sanitizers bring their own checks. tests/package holds the programs against it.
+add_library(ovpress_hardening INTERFACE)
+add_library(ovpress::hardening ALIAS ovpress_hardening)
+target_link_libraries(ovpress_build_flags INTERFACE ovpress::hardening)
 if(NOT OVPRESS_SANITIZE)
-  target_compile_options(ovpress_build_flags INTERFACE
+  target_compile_options(ovpress_hardening INTERFACE
     -fstack-protector-strong "$<$<NOT:$<CONFIG:Debug>>:-U_FORTIFY_SOURCE>"
     "$<$<NOT:$<CONFIG:Debug>>:-D_FORTIFY_SOURCE=2>")
   if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
-    target_compile_options(ovpress_build_flags INTERFACE -fcf-protection=full)
+    target_compile_options(ovpress_hardening INTERFACE -fcf-protection=full)
   endif()
-  target_link_options(ovpress_build_flags INTERFACE -Wl,-z,relro,-z,now)
+  target_link_options(ovpress_hardening INTERFACE -Wl,-z,relro,-z,now)
   set(CMAKE_EXE_LINKER_FLAGS "${CMAKE_EXE_LINKER_FLAGS} -pie")
 else()
   add_compile_options(-fsanitize=${OVPRESS_SANITIZE} -fno-omit-frame-pointer -fno-sanitize-recover=all)

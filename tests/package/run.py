@@ -3,14 +3,17 @@
 man pages and shell completion against --help and in real shells, and how the
 programs were linked.
 
-  tests/package/run.py --build build/ci [NAME...]
+  tests/package/run.py --build build/ci [--debs build/deb] [NAME...]
 
-Needs Python's standard library, and Debian's packages binutils, mandoc, zsh
-and fish. The last line is "N passed, N failed"."""
+With --debs also the Debian packages that scripts/build-deb put there; what they
+do once installed is scripts/test-deb's. Needs Debian's packages binutils,
+mandoc, zsh and fish (with --debs lintian too) and requirements.txt. The last line is "N passed, N failed"."""
 
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
 import os
 import pathlib
 import pty
@@ -22,6 +25,10 @@ import sys
 import tempfile
 import time
 import traceback
+
+from spdx_tools.spdx.model import RelationshipType
+from spdx_tools.spdx.parser.parse_anything import parse_file
+from spdx_tools.spdx.validation.document_validator import validate_full_spdx_document
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 MODEL = ROOT / "tests/data/models/llama/openvino_model.xml"
@@ -39,8 +46,8 @@ def must(*command, **options) -> str:
 
 
 class Context:
-    def __init__(self, build: pathlib.Path, work: pathlib.Path):
-        self.build, self.work = build, work
+    def __init__(self, build: pathlib.Path, debs: pathlib.Path | None, work: pathlib.Path):
+        self.build, self.debs, self.work = build, debs, work
         self.ovpress, self.server = build / "client/cli/ovpress", build / "server/ovpress-server"
         self.documents = build / "documents"
 
@@ -263,7 +270,194 @@ def test_completions_hold_every_flag(c: Context):
     assert run(c.ovpress, "completion", "tcsh").returncode == 2
 
 
-# --- how the programs were linked ---
+# --- how the programs were compiled and linked ---
+
+
+def objects_of(c: Context) -> list[pathlib.Path]:
+    found = [p for folder in ("core", "proto", "server", "client", "usage") for p in (c.build / folder).rglob("*.o")]
+    assert len(found) > 60, len(found)
+    return found
+
+
+def has_cet(path: pathlib.Path) -> bool:
+    return "IBT, SHSTK" in must("readelf", "--notes", "--wide", path)
+
+
+def test_programs_are_hardened(c: Context):
+    for program in (c.ovpress, c.server):
+        dynamic = must("readelf", "--dynamic", "--wide", program)
+        segments = must("readelf", "--segments", "--wide", program)
+        imported = must("nm", "--dynamic", "--undefined-only", program)
+        assert re.search(r"\(FLAGS_1\).*\bNOW\b.*\bPIE\b", dynamic), f"{program.name}: PIE and BIND_NOW\n{dynamic}"
+        assert "GNU_RELRO" in segments, f"{program.name}: RELRO"  # with BIND_NOW: full
+        assert re.search(r"GNU_STACK .* RW +0x", segments), f"{program.name}: the stack is executable"
+        assert not re.search(r"^ +LOAD .* RWE ", segments, re.M), f"{program.name}: a segment is writable and executable"
+        for name in ("RPATH", "RUNPATH", "TEXTREL"):
+            assert f"({name})" not in dynamic, f"{program.name}: {name}"
+        assert "__stack_chk_fail" in imported, f"{program.name}: stack protector"
+        assert re.search(r"__(?!stack)\w+_chk\b", imported), f"{program.name}: FORTIFY_SOURCE"
+
+
+def test_every_object_is_hardened(c: Context):
+    """Also those of generated code. What a program imports shows only that
+    some of its objects were."""
+    if os.uname().machine == "x86_64":
+        plain = [p.name for p in objects_of(c) if not has_cet(p)]
+        assert not plain, f"without CET's marks: {plain}"
+        # The linker marks a program only if all that goes into it is marked, the
+        # distribution's start-up code too. Debian 12's is not.
+        start = [pathlib.Path(must("gcc", f"-print-file-name={n}").strip()) for n in ("Scrt1.o", "crti.o", "crtbeginS.o", "crtendS.o", "crtn.o")]
+        for program in (c.ovpress, c.server):
+            assert has_cet(program) == all(map(has_cet, start)), program.name
+    commands = {e["file"]: e["command"] for e in json.loads((c.build / "compile_commands.json").read_text())}
+    ours = {f: line for f, line in commands.items() if re.search(r"/(core|proto|server|client|usage|generated)/[^ ]*\.cc$", f) and "/tests/" not in f}
+    assert len(ours) > 60, len(ours)
+    for name, line in ours.items():
+        for flag in ("-fstack-protector-strong", "-D_FORTIFY_SOURCE=2", "-fPIE", "-O"):
+            assert flag in line or (flag == "-fPIE" and "-fPIC" in line), f"{name}: {flag}"
+
+# --- bills of materials ---
+
+
+def sbom(path: pathlib.Path) -> dict:
+    """Valid by the judgement of SPDX's own tools; as JSON."""
+    messages = validate_full_spdx_document(parse_file(str(path)))
+    assert not messages, f"{path.name}: {messages[0].validation_message}"
+    return json.loads(path.read_text())
+
+
+def related(document: dict, kind: RelationshipType) -> set[str]:
+    """Names of the packages in relationships of a kind, on either side of the root."""
+    names = {p["SPDXID"]: p["name"] for p in document["packages"]}
+    root = document["packages"][0]["SPDXID"]
+    pairs = [(r["spdxElementId"], r["relatedSpdxElement"]) for r in document["relationships"] if r["relationshipType"] == kind.name]
+    return {names[x] for pair in pairs for x in pair if x != root and x in names}
+
+
+def check_files(document: dict, root: pathlib.Path, but: set[str] = frozenset()):
+    listed = {f["fileName"]: {c["algorithm"]: c["checksumValue"] for c in f["checksums"]} for f in document["files"]}
+    there = {f"./{p.relative_to(root)}": p for p in root.rglob("*") if p.is_file() and not p.is_symlink()}
+    assert set(listed) == set(there) - but, set(listed) ^ set(there)
+    for name, checksums in listed.items():
+        assert checksums["SHA256"] == hashlib.sha256(there[name].read_bytes()).hexdigest(), name
+
+
+def check_packages(document: dict):
+    for package in document["packages"][1:]:
+        version = must("dpkg-query", "--show", "--showformat", "${Version}", package["name"])
+        assert package["versionInfo"] == version, package["name"]
+        purl = package["externalRefs"][0]["referenceLocator"]
+        assert re.fullmatch(r"pkg:deb/debian/[^@ ]+@[^?: ]+\?arch=\w+&distro=debian-\d+", purl), purl
+    # Found by hand: these two have no library, only headers.
+    assert related(document, RelationshipType.STATIC_LINK) >= {"nlohmann-json3-dev"}
+
+
+def test_the_image_has_a_bill_of_materials(c: Context):
+    """The image's files, made as the Dockerfile does."""
+    if os.geteuid() != 0:
+        print("     (left out: make-rootfs needs root)")
+        return
+    root = c.work / "rootfs"
+    must(ROOT / "deploy/image/make-rootfs", root, c.build, c.ovpress, c.server, env={**os.environ, "SOURCE_DATE_EPOCH": "1700000000"})
+    path = root / "usr/share/doc/ovpress/sbom.spdx.json"
+    document = sbom(shutil.copy(path, c.work / "image.spdx.json"))
+    check_files(document, root, {"./usr/share/doc/ovpress/sbom.spdx.json"})
+    check_packages(document)
+    assert document["creationInfo"]["created"] == "2023-11-14T22:13:20Z"
+    inside = related(document, RelationshipType.CONTAINS)
+    assert inside == {p.name for p in (root / "var/lib/dpkg/status.d").iterdir()}
+    assert {"libgrpc++1.51", "libc6", "libtbb12"} <= inside
+    assert related(document, RelationshipType.STATIC_LINK) == {"libcli11-dev", "nlohmann-json3-dev"}
+    # A package that nobody installed has no place in it.
+    again = c.work / "again.json"
+    path.unlink()
+    must(ROOT / "scripts/make-sbom", "--root", root, "--build", c.build, "--output", again, env={**os.environ, "SOURCE_DATE_EPOCH": "1700000000"})
+    assert again.read_text() == (c.work / "image.spdx.json").read_text(), "two runs differ"
+
+
+# --- Debian packages (with --debs) ---
+
+
+def debs(c: Context) -> dict[str, pathlib.Path]:
+    found = {p.name.split("_")[0]: p for p in (c.debs / "packages").glob("*.deb")}
+    assert set(found) == {"ovpress", "ovpress-server", "libovpress-dev"}, found
+    return found
+
+
+def unpacked(c: Context, package: str) -> pathlib.Path:
+    folder = c.work / "unpacked" / package
+    if not folder.exists():
+        folder.parent.mkdir(exist_ok=True)
+        must("dpkg-deb", "--raw-extract", debs(c)[package], folder)
+    return folder
+
+
+def test_deb_depends_on_what_it_loads(c: Context):
+    """Against the loader's own list, by another way than dpkg-shlibdeps."""
+    for package, program in (("ovpress", "ovpress"), ("ovpress-server", "ovpress-server")):
+        depends = must("dpkg-deb", "--field", debs(c)[package], "Depends")
+        names = {re.match(r"[a-z0-9+.-]+", d.strip())[0] for d in depends.split(",")}
+        needed = re.findall(r"\(NEEDED\).*\[(.*)\]", must("readelf", "--dynamic", unpacked(c, package) / "usr/bin" / program))
+        assert len(needed) > 8, needed
+        for library in needed:
+            owners = {line.split(":")[0] for line in must("dpkg", "-S", f"*/{library}").splitlines()}
+            provided = {n.split(" ")[0] for o in owners for n in must("dpkg-query", "-W", "-f", "${Provides}", o).split(", ")}
+            assert names & (owners | provided), f"{package}: nothing in {names} has {library}"
+
+
+def test_deb_contents(c: Context):
+    server, client, dev = (unpacked(c, p) for p in ("ovpress-server", "ovpress", "libovpress-dev"))
+    assert (server / "DEBIAN/conffiles").read_text().split() == ["/etc/ovpress/server.conf"]
+    for path in ("usr/bin/ovpress-server", "usr/lib/systemd/system/ovpress-server.service", "etc/ovpress/server.conf",
+                 "usr/share/man/man8/ovpress-server.8.gz", "usr/share/bash-completion/completions/ovpress-server"):
+        assert (server / path).is_file(), path
+    for path in ("usr/bin/ovpress", "usr/share/man/man1/ovpress.1.gz", "usr/share/zsh/vendor-completions/_ovpress", "usr/share/fish/vendor_completions.d/ovpress.fish"):
+        assert (client / path).is_file(), path
+    assert list(dev.rglob("ovpress-config.cmake")) and not list(dev.rglob("*.pb.cc")) and len(list(dev.rglob("*.a"))) == 7
+    # Two packages with one file would not install beside each other.
+    owned = [p.relative_to(f).as_posix() for f in (server, client, dev) for p in f.rglob("*") if p.is_file() and "DEBIAN" not in p.parts]
+    assert len(owned) == len(set(owned)), "a file lies in two packages"
+    # The packaged configuration starts the server, and the unit gives it time to end.
+    config = (server / "etc/ovpress/server.conf").read_text()
+    flags = set(flags_of(c.help_of(c.server)))
+    names = dict(line.split("=", 1) for line in config.splitlines() if line and not line.startswith("#"))
+    assert {f"--{n}" for n in names} <= flags, names
+    unit = (server / "usr/lib/systemd/system/ovpress-server.service").read_text()
+    command = re.search(r"^ExecStart=(.*)$", unit, re.M)[1].split()
+    assert {w.split("=")[0] for w in command[1:]} <= flags
+    stop_seconds = int(re.search(r"^TimeoutStopSec=(\d+)$", unit, re.M)[1])
+    assert stop_seconds > float(names["drain-seconds"]) + float(names.get("drain-delay-seconds", 0)) + 10
+    for name in ("listen", "metrics"):
+        assert names[name].startswith("127.0.0.1:"), "a fresh installation listens to this machine only"
+
+
+def test_deb_lintian(c: Context):
+    # No archive, hence no bug that announces the package.
+    answer = run("lintian", "--allow-root", "--fail-on", "error,warning", "--suppress-tags", "initial-upload-closes-no-bugs", *debs(c).values())
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+
+
+def test_deb_is_reproducible(c: Context):
+    stamp = must("git", "-C", ROOT, "log", "-1", "--format=%ct").strip()
+    must("cpack", "-G", "DEB", "-B", c.work / "again", cwd=c.debs, env={**os.environ, "SOURCE_DATE_EPOCH": stamp})
+    first = {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in debs(c).items()}
+    again = {p.name.split("_")[0]: hashlib.sha256(p.read_bytes()).hexdigest() for p in (c.work / "again").glob("*.deb")}
+    assert first == again
+
+
+def test_deb_bills_of_materials(c: Context):
+    for package, path in debs(c).items():
+        document = sbom(path.with_suffix(".spdx.json"))
+        folder = unpacked(c, package)
+        check_packages(document)
+        content = c.work / "content" / package
+        shutil.copytree(folder, content, ignore=shutil.ignore_patterns("DEBIAN"))
+        check_files(document, content)
+        depends = must("dpkg-deb", "--field", path, "Depends").split(",")
+        assert len(related(document, RelationshipType.DEPENDS_ON)) == len(depends), package
+        headers = related(document, RelationshipType.BUILD_DEPENDENCY_OF)
+        assert ("libsqlite3-dev" in headers) == (package == "ovpress-server"), headers
+        assert ("libcli11-dev" in related(document, RelationshipType.STATIC_LINK)) == (package != "libovpress-dev")
 
 
 # --- end of tests ---
@@ -272,13 +466,16 @@ def test_completions_hold_every_flag(c: Context):
 def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--build", type=pathlib.Path, required=True, help="a build directory, e.g. build/ci")
+    parser.add_argument("--debs", type=pathlib.Path, help="the build directory of scripts/build-deb")
     parser.add_argument("names", nargs="*")
     arguments = parser.parse_args()
     passed = failed = 0
     with tempfile.TemporaryDirectory(prefix="ovpress-package-") as folder:
-        c = Context(arguments.build.resolve(), pathlib.Path(folder))
+        c = Context(arguments.build.resolve(), arguments.debs and arguments.debs.resolve(), pathlib.Path(folder))
         for name, test in list(globals().items()):
             if not name.startswith("test_") or (arguments.names and name not in arguments.names):
+                continue
+            if name.startswith("test_deb_") and not c.debs:
                 continue
             begin = time.monotonic()
             try:
