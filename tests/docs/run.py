@@ -256,7 +256,7 @@ def test_commands_that_do_not_run_name_what_exists(c: Context):
         for path in re.findall(r"(?<![\w./-])((?:scripts|bench|tests|deploy|client|docs)/[\w./-]+)", text):
             assert (ROOT / path.rstrip(".")).exists(), f"{block.where}: there is no {path}"
         for line in text.replace("\\\n", " ").splitlines():
-            for program, rest in re.findall(r"(?:^|[\s/])(ovpress(?:-server)?) ([^|;&#]*)", line):
+            for program, rest in re.findall(r"(?:^(?:\$ )?|[|;&(] *|/)(ovpress(?:-server)?) ([^|;&#]*)", line):
                 subcommand = re.match(r"([a-z]+)\b", rest)
                 if program == "ovpress" and not subcommand:
                     continue
