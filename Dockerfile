@@ -6,7 +6,7 @@
 # Build arguments (scripts/build-image sets the ones marked *):
 #   BASE, BASE_DIGEST*     what the builder starts from; a digest pins it
 #   SOURCE_DATE_EPOCH*     the time that every file gets; the commit's
-#   VERSION*, REVISION*    what the labels say
+#   VERSION*, REVISION*, CREATED*   what the labels say
 #   TESTS                  CTest's regular expression of what must pass; - for none
 #   JOBS                   compilers at a time
 # The architecture is the builder's: `--platform linux/arm64` (docker, podman) or `--arch arm64` (buildah).
@@ -35,6 +35,7 @@ RUN deploy/image/make-rootfs /rootfs build/release /out/usr/bin/ovpress /out/usr
 FROM scratch
 ARG VERSION=dev
 ARG REVISION=unknown
+ARG CREATED=
 ARG BASE
 ARG BASE_DIGEST
 LABEL org.opencontainers.image.title="ovpress" \
@@ -42,6 +43,7 @@ LABEL org.opencontainers.image.title="ovpress" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}" \
+      org.opencontainers.image.created="${CREATED}" \
       org.opencontainers.image.base.name="${BASE}" \
       org.opencontainers.image.base.digest="${BASE_DIGEST}"
 COPY --from=build /rootfs/ /

@@ -503,7 +503,7 @@ def test_image_commands_exist(c: Context):
         assert run(*command).returncode == 1
     stages = [line for line in instructions["FROM"]]
     assert stages[-1] == "scratch" and "RUN" not in (ROOT / "Dockerfile").read_text().split("FROM scratch")[1], "the image has no shell to run anything"
-    for name in ("title", "description", "licenses", "version", "revision", "base.name", "base.digest"):
+    for name in ("title", "description", "licenses", "version", "revision", "created", "base.name", "base.digest"):
         assert f"org.opencontainers.image.{name}=" in instructions["LABEL"][-1]
 
 
@@ -514,7 +514,7 @@ def test_image_scripts(c: Context):
         assert answer.returncode == 0, answer.stderr
     used = set(re.findall(r"--build-arg \"(\w+)=", (ROOT / "scripts/build-image").read_text()))
     declared = {a.split("=")[0] for a in dockerfile_instructions()["ARG"]}
-    assert used == {"BASE", "BASE_DIGEST", "SOURCE_DATE_EPOCH", "VERSION", "REVISION"} and used <= declared, used ^ declared
+    assert used == {"BASE", "BASE_DIGEST", "SOURCE_DATE_EPOCH", "VERSION", "REVISION", "CREATED"} and used <= declared, used ^ declared
     assert run(ROOT / "scripts/build-image", "--nonsense").returncode == 2
 
 

@@ -352,13 +352,57 @@ def check_packages(document: dict):
     assert related(document, RelationshipType.STATIC_LINK) >= {"nlohmann-json3-dev"}
 
 
-def test_the_image_has_a_bill_of_materials(c: Context):
-    """The image's files, made as the Dockerfile does."""
+def rootfs(c: Context) -> pathlib.Path | None:
+    """The image's files, made as the Dockerfile does; once."""
     if os.geteuid() != 0:
         print("     (left out: make-rootfs needs root)")
-        return
+        return None
     root = c.work / "rootfs"
-    must(ROOT / "deploy/image/make-rootfs", root, c.build, c.ovpress, c.server, env={**os.environ, "SOURCE_DATE_EPOCH": "1700000000"})
+    if not root.exists():
+        must(ROOT / "deploy/image/make-rootfs", root, c.build, c.ovpress, c.server, env={**os.environ, "SOURCE_DATE_EPOCH": "1700000000"})
+    return root
+
+
+def test_the_image_compresses_from_its_own_files(c: Context):
+    """What scripts/test-image does in a container, without one: the image's
+    user, no other file than the image's, a model below /data."""
+    root = rootfs(c)
+    if root is None:
+        return
+    inside = ["chroot", "--userspec=65532:65532", root]
+    data = root / "data"
+    for name in (MODEL, MODEL.with_suffix(".bin")):
+        os.chmod(shutil.copy(name, data), 0o644)
+    environment = {"PATH": os.environ["PATH"]}
+    flags = ["--mode=int4_sym", "--group-size=32", "--ratio=0.8", "--quiet"]
+    must(*inside, "/usr/bin/ovpress", "compress", f"/data/{MODEL.name}", "-o", "/data/local.xml", *flags, env=environment)
+    must(c.ovpress, "compress", MODEL, "-o", c.work / "outside.xml", *flags)
+    assert (data / "local.bin").read_bytes() == (c.work / "outside.bin").read_bytes()
+    with (c.work / "image-server.log").open("wb") as log:
+        server = subprocess.Popen([str(w) for w in inside] + [
+            "/usr/bin/ovpress-server", "--data-dir=/data/server", "--listen=127.0.0.1:0", "--metrics=127.0.0.1:0", "--port-file=/data/ports"],
+            stdout=log, stderr=log, env=environment)
+    try:
+        deadline = time.monotonic() + 30
+        while not (data / "ports").exists():
+            assert server.poll() is None and time.monotonic() < deadline, (c.work / "image-server.log").read_text()
+            time.sleep(0.02)
+        address = "127.0.0.1:" + (data / "ports").read_text().split()[0]
+        must(*inside, "/usr/bin/ovpress", "health", "--server", address, "--retry-seconds", "0", env=environment)
+        must(*inside, "/usr/bin/ovpress", "compress", f"/data/{MODEL.name}", "-o", "/data/remote.xml", *flags, "--server", address, env=environment)
+    finally:
+        server.terminate()
+        code = server.wait(timeout=60)
+    assert code == 0, (c.work / "image-server.log").read_text()
+    assert (data / "remote.bin").read_bytes() == (data / "local.bin").read_bytes()
+    for path in data.iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def test_the_image_has_a_bill_of_materials(c: Context):
+    root = rootfs(c)
+    if root is None:
+        return
     path = root / "usr/share/doc/ovpress/sbom.spdx.json"
     document = sbom(shutil.copy(path, c.work / "image.spdx.json"))
     check_files(document, root, {"./usr/share/doc/ovpress/sbom.spdx.json"})
@@ -413,7 +457,9 @@ def test_deb_contents(c: Context):
         assert (server / path).is_file(), path
     for path in ("usr/bin/ovpress", "usr/share/man/man1/ovpress.1.gz", "usr/share/zsh/vendor-completions/_ovpress", "usr/share/fish/vendor_completions.d/ovpress.fish"):
         assert (client / path).is_file(), path
-    assert list(dev.rglob("ovpress-config.cmake")) and not list(dev.rglob("*.pb.cc")) and len(list(dev.rglob("*.a"))) == 7
+    exported = {n for p in dev.rglob("ovpress-*-targets.cmake") for n in re.findall(r"add_library\(ovpress::(\w+) STATIC IMPORTED\)", p.read_text())}
+    assert {"engine", "client"} <= exported and {p.stem.removeprefix("libovpress_") for p in dev.rglob("*.a")} == exported
+    assert list(dev.rglob("ovpress-config.cmake")) and not list(dev.rglob("*.pb.cc"))
     # Two packages with one file would not install beside each other.
     owned = [p.relative_to(f).as_posix() for f in (server, client, dev) for p in f.rglob("*") if p.is_file() and "DEBIAN" not in p.parts]
     assert len(owned) == len(set(owned)), "a file lies in two packages"
