@@ -2,8 +2,10 @@
 
 #include <filesystem>
 #include <iostream>
+#include <limits>
 #include <memory>
 #include <utility>
+#include <vector>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
@@ -72,6 +74,12 @@ absl::StatusOr<v1::CompressionOptions> OptionsToProto(
   return proto;
 }
 
+absl::StatusOr<std::unique_ptr<ByteSource>> OpenBin(const std::string& path) {
+  // A model without constants may come without.
+  if (!std::filesystem::exists(path)) return MakeMemorySource({});
+  return OpenFileSource(path);
+}
+
 absl::StatusOr<v1::ModelBlobs> UploadModel(Client& client,
                                            const std::string& in_xml,
                                            const std::string& in_bin,
@@ -79,12 +87,8 @@ absl::StatusOr<v1::ModelBlobs> UploadModel(Client& client,
   v1::ModelBlobs model;
   OVPRESS_ASSIGN_OR_RETURN(const std::unique_ptr<ByteSource> xml,
                            OpenFileSource(in_xml));
-  std::unique_ptr<ByteSource> bin;
-  if (std::filesystem::exists(in_bin)) {
-    OVPRESS_ASSIGN_OR_RETURN(bin, OpenFileSource(in_bin));
-  } else {  // a model without constants may come without
-    bin = MakeMemorySource({});
-  }
+  OVPRESS_ASSIGN_OR_RETURN(const std::unique_ptr<ByteSource> bin,
+                           OpenBin(in_bin));
   OVPRESS_ASSIGN_OR_RETURN(*model.mutable_xml(),
                            client.Upload(*xml, [](uint64_t, uint64_t) {}));
   OVPRESS_ASSIGN_OR_RETURN(
@@ -143,6 +147,38 @@ absl::Status DownloadResult(Client& client,
   return report != nullptr ? report->Publish() : absl::OkStatus();
 }
 
+void ShowStream(const Client::StreamProgress& progress, ProgressBar& bar) {
+  if (progress.received > 0) {
+    bar.Update("streaming", progress.sent + progress.received,
+               progress.send_total + progress.receive_total, "");
+  } else if (progress.server.bytes_total() > 0) {
+    bar.Update("scoring", static_cast<uint64_t>(progress.server.bytes_done()),
+               static_cast<uint64_t>(progress.server.bytes_total()), "");
+  } else {
+    bar.Update("uploading", progress.sent, progress.send_total, "");
+  }
+}
+
+// What a run says at its end.
+struct Summary {
+  uint64_t bin_bytes_before = 0;
+  uint64_t bin_bytes_after = 0;
+  double bits_per_weight = 0;
+  bool cache_hit = false;
+  std::vector<std::string> warnings;
+};
+
+void PrintSummary(const Summary& summary, bool quiet) {
+  for (const std::string& warning : summary.warnings) {
+    std::cerr << "ovpress: warning: " << warning << "\n";
+  }
+  if (quiet) return;
+  std::cout << "weights file: " << HumanBytes(summary.bin_bytes_before)
+            << " -> " << HumanBytes(summary.bin_bytes_after) << ", "
+            << summary.bits_per_weight << " bits per weight"
+            << (summary.cache_hit ? " (from the result cache)" : "") << "\n";
+}
+
 absl::StatusOr<v1::CompressModelRequest> MakeRequest(
     const RemoteCompressArgs& args) {
   v1::CompressModelRequest request;
@@ -183,17 +219,67 @@ absl::Status RunRemote(const RemoteCompressArgs& args, Client& client,
   OVPRESS_RETURN_IF_ERROR(
       DownloadResult(client, result, args.out_xml, args.report_file, bar));
   bar.Finish();
-  for (const std::string& warning : result.warnings()) {
-    std::cerr << "ovpress: warning: " << warning << "\n";
+  PrintSummary(
+      {.bin_bytes_before = static_cast<uint64_t>(result.bin_bytes_before()),
+       .bin_bytes_after = static_cast<uint64_t>(result.bin_bytes_after()),
+       .bits_per_weight = result.bits_per_weight(),
+       .cache_hit = result.cache_hit(),
+       .warnings = {result.warnings().begin(), result.warnings().end()}},
+      args.quiet);
+  return absl::OkStatus();
+}
+
+// Both files and the report, whole or not at all.
+absl::Status PublishStreamed(AtomicFile* bin, const std::string& out_xml,
+                             const std::string& report_file,
+                             const Client::StreamOutput& output) {
+  OVPRESS_ASSIGN_OR_RETURN(const std::unique_ptr<AtomicFile> xml,
+                           AtomicFile::Create(out_xml, 0));
+  OVPRESS_RETURN_IF_ERROR(xml->WriteAt(0, AsBytes(output.xml)));
+  std::vector<AtomicFile*> files = {bin, xml.get()};
+  std::unique_ptr<AtomicFile> report;
+  if (!report_file.empty()) {
+    OVPRESS_ASSIGN_OR_RETURN(report, AtomicFile::Create(report_file, 0));
+    OVPRESS_RETURN_IF_ERROR(report->WriteAt(0, AsBytes(output.report)));
+    files.push_back(report.get());
   }
-  if (!args.quiet) {
-    std::cout << "weights file: "
-              << HumanBytes(static_cast<uint64_t>(result.bin_bytes_before()))
-              << " -> "
-              << HumanBytes(static_cast<uint64_t>(result.bin_bytes_after()))
-              << ", " << result.bits_per_weight() << " bits per weight"
-              << (result.cache_hit() ? " (from the result cache)" : "") << "\n";
-  }
+  for (AtomicFile* file : files) OVPRESS_RETURN_IF_ERROR(file->Sync());
+  return PublishTogether(files);
+}
+
+absl::Status RunStream(const RemoteCompressArgs& args, Client& client,
+                       const v1::CompressModelRequest& request,
+                       ProgressBar& bar) {
+  OVPRESS_RETURN_IF_ERROR(
+      CheckFileNames({args.in_xml, args.in_bin, args.out_xml}));
+  Client::StreamInput input;
+  *input.open.mutable_options() = request.options();
+  *input.open.mutable_settings() = request.settings();
+  OVPRESS_ASSIGN_OR_RETURN(
+      input.xml,
+      ReadSmallFile(args.in_xml, std::numeric_limits<int32_t>::max()));
+  OVPRESS_ASSIGN_OR_RETURN(
+      const std::unique_ptr<ByteSource> bin,
+      OpenBin(args.in_bin.empty() ? BinPathOf(args.in_xml) : args.in_bin));
+  input.bin = bin.get();
+  OVPRESS_ASSIGN_OR_RETURN(const std::unique_ptr<AtomicFile> out,
+                           AtomicFile::Create(BinPathOf(args.out_xml), 0));
+  OVPRESS_ASSIGN_OR_RETURN(
+      const Client::StreamOutput output,
+      client.CompressStream(input, *out,
+                            [&bar](const Client::StreamProgress& progress) {
+                              ShowStream(progress, bar);
+                            }));
+  OVPRESS_RETURN_IF_ERROR(
+      PublishStreamed(out.get(), args.out_xml, args.report_file, output));
+  bar.Finish();
+  const v1::CompressStreamResult& result = output.result;
+  PrintSummary(
+      {.bin_bytes_before = static_cast<uint64_t>(result.bin_bytes_before()),
+       .bin_bytes_after = static_cast<uint64_t>(result.bin_bytes_after()),
+       .bits_per_weight = result.bits_per_weight(),
+       .warnings = {result.warnings().begin(), result.warnings().end()}},
+      args.quiet);
   return absl::OkStatus();
 }
 
@@ -290,6 +376,12 @@ void RemoteFlags::Register(CLI::App* app) {
     app->add_flag("--detach", detach,
                   "Print the job's name and leave it running")
         ->group("Remote");
+    app->add_flag("--stream", stream,
+                  "One call instead of upload, job and download: faster and "
+                  "nothing stays on the server, but a broken connection means "
+                  "from the start again")
+        ->excludes("--detach")
+        ->group("Remote");
   }
   app->add_option("--retry-seconds", retry_seconds,
                   "How long to go on without progress when the server is away")
@@ -311,7 +403,9 @@ int CompressRemote(const RemoteCompressArgs& args) {
   const std::unique_ptr<Client> client = Connect(args.remote, true);
   ProgressBar bar(!args.quiet, stderr);
   std::string job;
-  const absl::Status status = RunRemote(args, *client, *request, bar, &job);
+  const absl::Status status =
+      args.remote.stream ? RunStream(args, *client, *request, bar)
+                         : RunRemote(args, *client, *request, bar, &job);
   bar.Finish();
   if (status.ok()) return kExitDone;
   if (InterruptFlag().load() && !job.empty()) {

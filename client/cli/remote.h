@@ -12,6 +12,7 @@ namespace ovpress {
 struct RemoteFlags {
   std::string server;
   bool detach = false;
+  bool stream = false;
   double retry_seconds = 120;
   void Register(CLI::App* app);
 };
@@ -28,7 +29,8 @@ struct RemoteCompressArgs {
   bool quiet = false;
 };
 
-// Uploads, submits, watches, downloads; returns the exit code. An interrupt
+// Uploads, submits, watches, downloads, or with --stream does it in one call;
+// returns the exit code. An interrupt
 // cancels the job unless --detach was given.
 int CompressRemote(const RemoteCompressArgs& args);
 

@@ -7,6 +7,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "client/lib/stream_call.h"
 #include "core/base/mutex.h"
 #include "core/base/sha256.h"
 #include "core/base/status_macros.h"
@@ -58,11 +59,11 @@ class ClientImpl final : public Client {
     arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 100);
     arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 100);
     arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 2'000);
-    const auto channel = grpc::CreateCustomChannel(
+    channel_ = grpc::CreateCustomChannel(
         options_.server, grpc::InsecureChannelCredentials(), arguments);
-    bytes_ = bs::ByteStream::NewStub(channel);
-    operations_ = lro::Operations::NewStub(channel);
-    compression_ = v1::WeightCompression::NewStub(channel);
+    bytes_ = bs::ByteStream::NewStub(channel_);
+    operations_ = lro::Operations::NewStub(channel_);
+    compression_ = v1::WeightCompression::NewStub(channel_);
   }
 
   absl::StatusOr<v1::Blob> Upload(ByteSource& bytes,
@@ -205,6 +206,25 @@ class ClientImpl final : public Client {
           absl::StrCat("the bytes received are not those of ", blob.sha256()));
     }
     return absl::OkStatus();
+  }
+
+  absl::StatusOr<StreamOutput> CompressStream(
+      const StreamInput& input, ByteSink& out,
+      const std::function<void(const StreamProgress&)>& progress) override {
+    StreamOutput output;
+    OVPRESS_RETURN_IF_ERROR(Retry([&](Attempt&) -> absl::Status {
+      grpc::ClientContext context;
+      Guard guard(this, &context);
+      StreamCall call({.channel = channel_.get(),
+                       .context = &context,
+                       .input = &input,
+                       .out = &out,
+                       .moved = [&guard] { guard.Touch(); },
+                       .progress = progress});
+      OVPRESS_ASSIGN_OR_RETURN(output, call.Run());
+      return absl::OkStatus();
+    }));
+    return output;
   }
 
   absl::Status Health() override {
@@ -354,6 +374,7 @@ class ClientImpl final : public Client {
   }
 
   const ClientOptions options_;
+  std::shared_ptr<grpc::Channel> channel_;
   std::unique_ptr<bs::ByteStream::Stub> bytes_;
   std::unique_ptr<lro::Operations::Stub> operations_;
   std::unique_ptr<v1::WeightCompression::Stub> compression_;

@@ -28,7 +28,8 @@ struct ClientOptions {
   const std::atomic<bool>* stop = nullptr;
 };
 
-// Thread-safe. Errors carry the server's code and message; kUnavailable after
+// Thread-safe. Progress callbacks come from one thread at a time and should be
+// quick. Errors carry the server's code and message; kUnavailable after
 // retry_for without progress.
 class Client {
  public:
@@ -56,6 +57,32 @@ class Client {
   // Writes the blob and checks its digest: kDataLoss if it differs.
   virtual absl::Status Download(const v1::Blob& blob, ByteSink& out,
                                 const TransferProgress& progress) = 0;
+  // One call: the model goes in, the compressed .bin is written to `out` while
+  // the rest still goes in. Both directions are checked by digest: kDataLoss.
+  // A break means from the start again, for the server keeps nothing; `out` may
+  // have been written to when an error is returned.
+  struct StreamInput {
+    // Options, settings and priority; sizes and digests are filled in.
+    v1::CompressStreamOpen open;
+    std::string xml;
+    ByteSource* bin = nullptr;  // REQUIRED
+  };
+  struct StreamOutput {
+    std::string xml;
+    std::string report;
+    v1::CompressStreamResult result;
+  };
+  struct StreamProgress {
+    uint64_t sent = 0;  // of the .bin
+    uint64_t send_total = 0;
+    uint64_t received = 0;
+    uint64_t receive_total = 0;  // 0: not known yet
+    // What the server works on when nothing moves.
+    v1::CompressStreamProgress server;
+  };
+  virtual absl::StatusOr<StreamOutput> CompressStream(
+      const StreamInput& input, ByteSink& out,
+      const std::function<void(const StreamProgress&)>& progress) = 0;
   // One try: kUnavailable, kDeadlineExceeded if the service does not answer.
   virtual absl::Status Health() = 0;
 };

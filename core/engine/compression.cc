@@ -241,6 +241,10 @@ uint64_t Compression::output_prefix_bytes() const {
   return impl_->work == nullptr ? 0 : impl_->work->output_prefix_bytes();
 }
 
+uint64_t Compression::input_needed_from() const {
+  return impl_->work == nullptr ? 0 : impl_->work->input_needed_from();
+}
+
 namespace {
 
 WeightReport Describe(const Model& model, const Plan& plan,

@@ -138,6 +138,8 @@ class Compression {
   absl::Status RunAvailable(ByteSource& bin, uint64_t available_bytes,
                             ByteSink& out, const RunOptions& options);
   uint64_t output_prefix_bytes() const;
+  // Input below it is read no more. Not while a run is under way.
+  uint64_t input_needed_from() const;
 
   // REQUIRES: Run() done.
   Report report() const;

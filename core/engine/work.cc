@@ -37,7 +37,8 @@ struct Item {
   uint32_t unit = 0;
   uint64_t first = 0;
   uint64_t last = 0;
-  uint64_t need_end = 0;  // input bytes that must be there
+  uint64_t need_begin = 0;  // reads no input below; items before it may
+  uint64_t need_end = 0;    // input bytes that must be there
   uint64_t out_end = 0;   // output is final up to here once this and all
                           // earlier items are done
 };
@@ -289,6 +290,7 @@ void WorkList::Impl::AddCopyItems(uint32_t unit_index) {
     item.unit = unit_index;
     item.first = at;
     item.last = std::min(count, at + step);
+    item.need_begin = unit.source.offset + item.first * element;
     item.need_end = unit.source.offset + item.last * element;
     item.out_end = unit.codes.offset + item.last * element;
     AddItem(item);
@@ -306,6 +308,7 @@ void WorkList::Impl::AddCompressItems(uint32_t unit_index) {
   const uint64_t source_end = unit.source.offset + unit.source.size;
   Item item;
   item.unit = unit_index;
+  item.need_begin = unit.source.offset;
   item.need_end = source_end;
   item.out_end = unit.codes.offset;
   if (unit.kind == UnitKind::kCompress && state.encoding.mode == Mode::kNvfp4) {
@@ -343,6 +346,7 @@ void WorkList::Impl::AddCompressItems(uint32_t unit_index) {
     item.exclusive = false;
     item.first = at;
     item.last = std::min(regions, at + step);
+    item.need_begin = unit.source.offset + item.first * region_bytes;
     item.need_end = unit.source.offset + item.last * region_bytes;
     const uint64_t codes_end = item.last * region;
     item.out_end =
@@ -378,6 +382,12 @@ void WorkList::Impl::MakeItems() {
       AddCopyItems(unit);
     }
     items.back().out_end = UnitAt(unit).out_end;
+  }
+  // Sources may overlap or lie in another order than the items.
+  uint64_t from = std::numeric_limits<uint64_t>::max();
+  for (size_t i = items.size(); i-- > 0;) {
+    from = std::min(from, items[i].need_begin);
+    items[i].need_begin = from;
   }
   done.assign(items.size(), false);
   if (c.measure_error) errors.resize(items.size());
@@ -934,6 +944,12 @@ absl::Status WorkList::RunAvailable(
     }
   }
   return absl::OkStatus();
+}
+
+uint64_t WorkList::input_needed_from() const {
+  return impl_->next_item < impl_->items.size()
+             ? impl_->items[impl_->next_item].need_begin
+             : std::numeric_limits<uint64_t>::max();
 }
 
 uint64_t WorkList::output_prefix_bytes() const {

@@ -45,6 +45,8 @@ class WorkList {
 
   // Output below this offset is final. Thread-safe.
   uint64_t output_prefix_bytes() const;
+  // Input below this offset is read no more. Between runs only.
+  uint64_t input_needed_from() const;
   uint64_t weights_done() const;  // thread-safe
   // By unit, summed over items in their order; empty if not measured.
   std::vector<SquaredSums> ErrorsByUnit() const;

@@ -62,6 +62,24 @@ absl::StatusOr<Range> RangeOf(const bs::ReadRequest& request,
 
 }  // namespace
 
+ByteStreamService::ByteStreamService(const RpcOptions& options,
+                                     Transfers* transfers)
+    : options_(options), transfers_(transfers) {
+  const int index = bs::ReadRequest::descriptor()
+                        ->file()
+                        ->FindServiceByName("ByteStream")
+                        ->FindMethodByName("Read")
+                        ->index();
+  MarkMethodStreamed(
+      index,
+      new grpc::internal::BidiStreamingHandler<
+          ByteStreamService, bs::ReadRequest,
+          BulkMessage<bs::ReadResponse, bs::ReadResponse::kDataFieldNumber>>(
+          [](ByteStreamService* service, grpc::ServerContext* context,
+             ReadStream* stream) { return service->BulkRead(context, stream); },
+          this));
+}
+
 grpc::Status ByteStreamService::Write(
     grpc::ServerContext* context, grpc::ServerReader<bs::WriteRequest>* reader,
     bs::WriteResponse* response) {
@@ -71,13 +89,11 @@ grpc::Status ByteStreamService::Write(
                  });
 }
 
-grpc::Status ByteStreamService::Read(
-    grpc::ServerContext* context, const bs::ReadRequest* request,
-    grpc::ServerWriter<bs::ReadResponse>* writer) {
-  return RunCall(options_.metrics, "google.bytestream.ByteStream/Read",
-                 *context, [&](const Caller& caller) {
-                   return DoRead(caller, context, *request, writer);
-                 });
+grpc::Status ByteStreamService::BulkRead(grpc::ServerContext* context,
+                                         ReadStream* stream) {
+  return RunCall(
+      options_.metrics, "google.bytestream.ByteStream/Read", *context,
+      [&](const Caller& caller) { return DoRead(caller, context, stream); });
 }
 
 grpc::Status ByteStreamService::QueryWriteStatus(
@@ -140,10 +156,13 @@ absl::Status ByteStreamService::DoWrite(
   return absl::OkStatus();
 }
 
-absl::Status ByteStreamService::DoRead(
-    const Caller& caller, grpc::ServerContext* context,
-    const bs::ReadRequest& request,
-    grpc::ServerWriter<bs::ReadResponse>* writer) {
+absl::Status ByteStreamService::DoRead(const Caller& caller,
+                                       grpc::ServerContext* context,
+                                       ReadStream* stream) {
+  bs::ReadRequest request;
+  if (!stream->Read(&request)) {
+    return absl::InvalidArgumentError("a Read without a request");
+  }
   OVPRESS_ASSIGN_OR_RETURN(const BlobRef ref,
                            ParseBlobName(request.resource_name()));
   OVPRESS_ASSIGN_OR_RETURN(Transfers::Handle transfer,
@@ -151,13 +170,19 @@ absl::Status ByteStreamService::DoRead(
   OVPRESS_ASSIGN_OR_RETURN(const std::unique_ptr<ByteSource> source,
                            options_.blobs->OpenRead(caller.owner, ref));
   OVPRESS_ASSIGN_OR_RETURN(Range left, RangeOf(request, ref.size_bytes));
-  bs::ReadResponse response;
   while (left.size_bytes > 0) {
-    std::string& data = *response.mutable_data();
-    data.resize(std::min(left.size_bytes, options_.transfer.chunk_bytes));
-    OVPRESS_RETURN_IF_ERROR(source->ReadAt(left.begin, AsWritableBytes(data)));
-    const uint64_t size = data.size();
-    if (!writer->Write(response)) return transfer.Broken();
+    const uint64_t size =
+        std::min(left.size_bytes, options_.transfer.chunk_bytes);
+    // gRPC sends from this very memory and frees it.
+    auto* const data = new std::byte[size];
+    BulkMessage<bs::ReadResponse, bs::ReadResponse::kDataFieldNumber> response;
+    response.has_data = true;
+    response.data.Append(grpc::Slice(
+        data, size, [](void* done) { delete[] static_cast<std::byte*>(done); },
+        data));
+    OVPRESS_RETURN_IF_ERROR(
+        source->ReadAt(left.begin, std::span<std::byte>(data, size)));
+    if (!stream->Write(response)) return transfer.Broken();
     transfer.Touch();
     options_.metrics->OnTransferBytes(false, size);
     left.begin += size;

@@ -5,6 +5,7 @@
 
 #include "absl/status/status.h"
 #include "google/bytestream/bytestream.grpc.pb.h"
+#include "proto/bulk_message.h"
 #include "server/rpc/identity.h"
 #include "server/rpc/services.h"
 #include "server/rpc/transfers.h"
@@ -14,17 +15,12 @@ namespace ovpress {
 // Both arguments outlive the service.
 class ByteStreamService final : public google::bytestream::ByteStream::Service {
  public:
-  ByteStreamService(const RpcOptions& options, Transfers* transfers)
-      : options_(options), transfers_(transfers) {}
+  ByteStreamService(const RpcOptions& options, Transfers* transfers);
 
   grpc::Status Write(
       grpc::ServerContext* context,
       grpc::ServerReader<google::bytestream::WriteRequest>* reader,
       google::bytestream::WriteResponse* response) override;
-  grpc::Status Read(
-      grpc::ServerContext* context,
-      const google::bytestream::ReadRequest* request,
-      grpc::ServerWriter<google::bytestream::ReadResponse>* writer) override;
   grpc::Status QueryWriteStatus(
       grpc::ServerContext* context,
       const google::bytestream::QueryWriteStatusRequest* request,
@@ -35,10 +31,14 @@ class ByteStreamService final : public google::bytestream::ByteStream::Service {
       const Caller& caller, grpc::ServerContext* context,
       grpc::ServerReader<google::bytestream::WriteRequest>* reader,
       google::bytestream::WriteResponse* response);
-  absl::Status DoRead(
-      const Caller& caller, grpc::ServerContext* context,
-      const google::bytestream::ReadRequest& request,
-      grpc::ServerWriter<google::bytestream::ReadResponse>* writer);
+  // Read, with its data past protobuf (proto/bulk_message.h).
+  using ReadStream = grpc::ServerReaderWriter<
+      BulkMessage<google::bytestream::ReadResponse,
+                  google::bytestream::ReadResponse::kDataFieldNumber>,
+      google::bytestream::ReadRequest>;
+  grpc::Status BulkRead(grpc::ServerContext* context, ReadStream* stream);
+  absl::Status DoRead(const Caller& caller, grpc::ServerContext* context,
+                      ReadStream* stream);
 
   const RpcOptions& options_;
   Transfers* const transfers_;

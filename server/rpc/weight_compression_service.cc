@@ -12,7 +12,6 @@
 #include "core/base/status_macros.h"
 #include "server/jobs/errors.h"
 #include "server/rpc/call.h"
-#include "server/rpc/compress_stream.h"
 #include "server/rpc/convert.h"
 
 namespace ovpress {
@@ -46,6 +45,26 @@ class LatestView {
 };
 
 }  // namespace
+
+WeightCompressionService::WeightCompressionService(const RpcOptions& options,
+                                                   Transfers* transfers)
+    : options_(options), transfers_(transfers) {
+  using Self = WeightCompressionService;
+  const int index = v1::CompressStreamRequest::descriptor()
+                        ->file()
+                        ->FindServiceByName("WeightCompression")
+                        ->FindMethodByName("CompressStream")
+                        ->index();
+  MarkMethodStreamed(index,
+                     new grpc::internal::BidiStreamingHandler<
+                         Self, ovpress::CompressStream::Request,
+                         ovpress::CompressStream::Response>(
+                         [](Self* service, grpc::ServerContext* context,
+                            ovpress::CompressStream::Stream* stream) {
+                           return service->Stream(context, stream);
+                         },
+                         this));
+}
 
 grpc::Status WeightCompressionService::GetCapabilities(
     grpc::ServerContext* context, const v1::GetCapabilitiesRequest*,
@@ -179,10 +198,8 @@ absl::Status WeightCompressionService::Watch(
   return absl::CancelledError("the client went away");
 }
 
-grpc::Status WeightCompressionService::CompressStream(
-    grpc::ServerContext* context,
-    grpc::ServerReaderWriter<v1::CompressStreamResponse,
-                             v1::CompressStreamRequest>* stream) {
+grpc::Status WeightCompressionService::Stream(
+    grpc::ServerContext* context, ovpress::CompressStream::Stream* stream) {
   return RunCall(
       options_.metrics, "ovpress.v1.WeightCompression/CompressStream", *context,
       [&](const Caller& caller) -> absl::Status {

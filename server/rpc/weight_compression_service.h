@@ -6,6 +6,7 @@
 
 #include "absl/status/status.h"
 #include "ovpress/v1/compression.grpc.pb.h"
+#include "server/rpc/compress_stream.h"
 #include "server/rpc/identity.h"
 #include "server/rpc/services.h"
 #include "server/rpc/transfers.h"
@@ -15,8 +16,7 @@ namespace ovpress {
 // Both arguments outlive the service.
 class WeightCompressionService final : public v1::WeightCompression::Service {
  public:
-  WeightCompressionService(const RpcOptions& options, Transfers* transfers)
-      : options_(options), transfers_(transfers) {}
+  WeightCompressionService(const RpcOptions& options, Transfers* transfers);
 
   grpc::Status GetCapabilities(grpc::ServerContext* context,
                                const v1::GetCapabilitiesRequest* request,
@@ -34,12 +34,11 @@ class WeightCompressionService final : public v1::WeightCompression::Service {
   grpc::Status WatchOperation(
       grpc::ServerContext* context, const v1::WatchOperationRequest* request,
       grpc::ServerWriter<google::longrunning::Operation>* writer) override;
-  grpc::Status CompressStream(
-      grpc::ServerContext* context,
-      grpc::ServerReaderWriter<v1::CompressStreamResponse,
-                               v1::CompressStreamRequest>* stream) override;
 
  private:
+  // CompressStream, with its bulk past protobuf (proto/bulk_message.h).
+  grpc::Status Stream(grpc::ServerContext* context,
+                      ovpress::CompressStream::Stream* stream);
   absl::Status Estimate(const Caller& caller,
                         const v1::EstimateCompressionRequest& request,
                         v1::EstimateCompressionResponse* response);

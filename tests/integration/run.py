@@ -49,11 +49,12 @@ class Server:
     def __init__(self, binary: pathlib.Path, data: pathlib.Path, *flags: str):
         self.binary, self.data, self.flags = binary, data, flags
         self.process = None
+        self.listen = "127.0.0.1:0"
 
     def start(self):
         port_file = self.data.with_suffix(".port")
         port_file.unlink(missing_ok=True)
-        command = [self.binary, "--listen=127.0.0.1:0", "--metrics=127.0.0.1:0", f"--data-dir={self.data}", f"--port-file={port_file}"]
+        command = [self.binary, f"--listen={self.listen}", "--metrics=127.0.0.1:0", f"--data-dir={self.data}", f"--port-file={port_file}"]
         self.log = open(self.data.with_suffix(".log"), "ab")
         self.process = subprocess.Popen([*map(str, command), *self.flags], stderr=self.log)
         for _ in range(1000):
@@ -152,6 +153,25 @@ class Client:
         metadata = self.pb.CompressModelMetadata()
         assert operation.metadata.Unpack(metadata)
         return metadata
+
+
+def wait_until(condition, seconds: float = 20):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.005)
+
+
+def wide_model(rows: int, columns: int) -> str:
+    """One MatMul without transposition: the scales of its weight run across the rows."""
+    return f"""<?xml version="1.0"?>
+<net name="wide" version="11"><layers>
+<layer id="0" name="x" type="Parameter" version="opset1"><data shape="1,{rows}" element_type="f32"/><output><port id="0" precision="FP32" names="x"><dim>1</dim><dim>{rows}</dim></port></output></layer>
+<layer id="1" name="w" type="Const" version="opset1"><data element_type="f32" shape="{rows}, {columns}" offset="0" size="{rows * columns * 4}"/><output><port id="0" precision="FP32"><dim>{rows}</dim><dim>{columns}</dim></port></output></layer>
+<layer id="2" name="m" type="MatMul" version="opset1"><data transpose_a="false" transpose_b="false"/><input><port id="0" precision="FP32"><dim>1</dim><dim>{rows}</dim></port><port id="1" precision="FP32"><dim>{rows}</dim><dim>{columns}</dim></port></input><output><port id="2" precision="FP32"><dim>1</dim><dim>{columns}</dim></port></output></layer>
+<layer id="3" name="r" type="Result" version="opset1"><input><port id="0" precision="FP32"><dim>1</dim><dim>{columns}</dim></port></input></layer>
+</layers><edges><edge from-layer="0" from-port="0" to-layer="2" to-port="0"/><edge from-layer="1" from-port="0" to-layer="2" to-port="1"/><edge from-layer="2" from-port="2" to-layer="3" to-port="0"/></edges><rt_info/></net>
+"""
 
 
 def expect(code, call, text: str = ""):
@@ -261,6 +281,38 @@ def test_compress_stream_equals_local_run(c: Context):
             assert b"".join(out_bin) == local_bin and out_xml == local_xml
             assert result.model.bin == client.blob(local_bin)
         expect(grpc.StatusCode.INVALID_ARGUMENT, lambda: list(client.compression.CompressStream(requests(sha="0" * 64), timeout=120)), "SHA-256")
+
+
+def test_stream_of_the_command_line(c: Context):
+    path, xml, data = c.large_model_files()
+    # A model whose scales run across a weight larger than the spool.
+    tall = c.work / "tall.xml"
+    tall.write_text(wide_model(rows=8192, columns=2048))
+    tall.with_suffix(".bin").write_bytes(data[: 8192 * 2048 * 4])
+    with c.server() as server:
+        for model, flags in ((path, ["--mode=int4_sym", "--group-size=64"]), (path, ["--mode=int4_asym", "--group-size=64", "--ratio=0.6"]), (tall, ["--mode=int8_sym"]), (MODEL, ["--mode=nf4", "--group-size=16", "--awq"])):
+            out = c.work / "streamed.xml"
+            done = subprocess.run([c.ovpress, "compress", model, "-o", out, "--stream", f"--server=127.0.0.1:{server.port}", "--report", c.work / "report.json", *flags], capture_output=True, text=True)
+            assert done.returncode == 0 and "weights file" in done.stdout, done
+            assert (out.read_bytes(), out.with_suffix(".bin").read_bytes()) == c.local(model, *flags)
+            assert json.loads((c.work / "report.json").read_text())["weights"]
+        assert not list((server.data / "store/tmp").iterdir()) and "ovpress_transfers_active 0" in server.page("/metrics")[1]
+        # An interrupt ends the call on both sides and leaves no file.
+        out = c.work / "interrupted.xml"
+        process = subprocess.Popen([c.ovpress, "compress", tall, "-o", out, "--stream", f"--server=127.0.0.1:{server.port}", "--mode=int8_sym", "--retry-seconds=60"], stderr=subprocess.PIPE, text=True)
+        wait_until(lambda: "ovpress_transfers_active 1" in server.page("/metrics")[1] or process.poll() is not None)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=10) == 130, process.stderr.read()
+        wait_until(lambda: "ovpress_transfers_active 0" in server.page("/metrics")[1])
+        assert not list(c.work.glob("interrupted*"))
+        # A server that goes away and comes back: from the start again.
+        process = subprocess.Popen([c.ovpress, "compress", path, "-o", out, "--stream", f"--server=127.0.0.1:{server.port}", "--mode=int8_sym", "--quiet"])
+        wait_until(lambda: "ovpress_transfers_active 1" in server.page("/metrics")[1] or process.poll() is not None)
+        server.kill()
+        server.listen = f"127.0.0.1:{server.port}"
+        server.start()
+        assert process.wait(timeout=60) == 0
+        assert (out.read_bytes(), out.with_suffix(".bin").read_bytes()) == c.local(path, "--mode=int8_sym")
 
 
 def test_upload_resumes(c: Context):

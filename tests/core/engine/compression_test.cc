@@ -128,54 +128,72 @@ TEST(Compression, BytesDoNotDependOnThreadsOrBudget) {
 
 TEST(Compression, StreamedInputGivesTheSameBytes) {
   const IrBuilder ir = AllLayouts();
-  const CompressionOptions options{.mode = Mode::kInt4Asym, .group_size = -1};
-  const auto executor = MakeThreadsExecutor(2);
-  const auto whole = Compress(ir, options, executor.get());
-  ASSERT_TRUE(whole.ok()) << whole.status();
+  const CompressionOptions option_sets[] = {
+      {.mode = Mode::kInt4Asym, .group_size = -1},
+      {.mode = Mode::kNvfp4, .group_size_fallback = GroupSizeFallback::kIgnore},
+      {.mode = Mode::kInt4Sym, .group_size = -1, .awq = true}};
+  for (const CompressionOptions& options : option_sets) {
+    SCOPED_TRACE(CanonicalOptions(options));
+    const auto executor = MakeThreadsExecutor(2);
+    const auto whole = Compress(ir, options, executor.get());
+    ASSERT_TRUE(whole.ok()) << whole.status();
 
-  // Bytes beyond what has arrived are unreadable.
-  class Arriving : public ByteSource {
-   public:
-    explicit Arriving(std::span<const std::byte> bytes)
-        : all_(MakeMemorySource(bytes)) {}
-    uint64_t size_bytes() const override { return all_->size_bytes(); }
-    absl::Status ReadAt(uint64_t offset, std::span<std::byte> out) override {
-      if (offset + out.size() > available) {
-        return absl::InternalError("read what has not arrived");
+    // Bytes beyond what has arrived, and those that are needed no more, are
+    // unreadable.
+    class Arriving : public ByteSource {
+     public:
+      explicit Arriving(std::span<const std::byte> bytes)
+          : all_(MakeMemorySource(bytes)) {}
+      uint64_t size_bytes() const override { return all_->size_bytes(); }
+      absl::Status ReadAt(uint64_t offset, std::span<std::byte> out) override {
+        if (offset + out.size() > available) {
+          return absl::InternalError("read what has not arrived");
+        }
+        if (offset < dropped && !out.empty()) {
+          return absl::InternalError("read what is needed no more");
+        }
+        return all_->ReadAt(offset, out);
       }
-      return all_->ReadAt(offset, out);
-    }
-    std::atomic<uint64_t> available{0};
+      std::atomic<uint64_t> available{0};
+      std::atomic<uint64_t> dropped{0};
 
-   private:
-    std::unique_ptr<ByteSource> all_;
-  };
-  Arriving source(Bytes(ir.Bin()));
-  auto compression = Compression::Create(ir.Xml(), options);
-  ASSERT_TRUE(compression.ok()) << compression.status();
-  RunOptions run;
-  run.executor = executor.get();
-  run.memory_budget_bytes = kMinMemoryBudgetBytes;
-  MemorySink sink((*compression)->output_bin_bytes());
-  uint64_t prefix = 0;
-  bool some_early = false;
-  while (source.available < source.size_bytes()) {
-    source.available = std::min(source.size_bytes(),
-                                source.available.load() + uint64_t{123457});
-    const absl::Status status =
-        (*compression)->RunAvailable(source, source.available, sink, run);
-    ASSERT_TRUE(status.ok()) << status;
-    const uint64_t now = (*compression)->output_prefix_bytes();
-    ASSERT_GE(now, prefix);
-    // What is called final is final.
-    ASSERT_EQ(sink.bytes().substr(prefix, now - prefix),
-              whole->bin.substr(prefix, now - prefix));
-    if (now > 0 && source.available < source.size_bytes()) some_early = true;
-    prefix = now;
+     private:
+      std::unique_ptr<ByteSource> all_;
+    };
+    Arriving source(Bytes(ir.Bin()));
+    auto compression = Compression::Create(ir.Xml(), options);
+    ASSERT_TRUE(compression.ok()) << compression.status();
+    RunOptions run;
+    run.executor = executor.get();
+    run.memory_budget_bytes = kMinMemoryBudgetBytes;
+    MemorySink sink((*compression)->output_bin_bytes());
+    uint64_t prefix = 0;
+    bool some_early = false;
+    bool some_dropped = false;
+    while (source.available < source.size_bytes()) {
+      source.available = std::min(source.size_bytes(),
+                                  source.available.load() + uint64_t{123457});
+      const absl::Status status =
+          (*compression)->RunAvailable(source, source.available, sink, run);
+      ASSERT_TRUE(status.ok()) << status;
+      const uint64_t now = (*compression)->output_prefix_bytes();
+      ASSERT_GE(now, prefix);
+      // What is called final is final.
+      ASSERT_EQ(sink.bytes().substr(prefix, now - prefix),
+                whole->bin.substr(prefix, now - prefix));
+      if (now > 0 && source.available < source.size_bytes()) some_early = true;
+      prefix = now;
+      ASSERT_GE((*compression)->input_needed_from(), source.dropped);
+      source.dropped = (*compression)->input_needed_from();
+      if (source.dropped > 0 && source.available < source.size_bytes()) {
+        some_dropped = true;
+      }
+    }
+    EXPECT_TRUE(some_early);
+    EXPECT_TRUE(some_dropped);
+    EXPECT_EQ(prefix, sink.bytes().size());
+    EXPECT_EQ(sink.bytes(), whole->bin);
   }
-  EXPECT_TRUE(some_early);
-  EXPECT_EQ(prefix, sink.bytes().size());
-  EXPECT_EQ(sink.bytes(), whole->bin);
 }
 
 TEST(Compression, KeptConstantsAreCopiedAndSharedOnesStoredOnce) {
