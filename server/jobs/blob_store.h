@@ -129,6 +129,9 @@ class BlobStore {
   // read once in full and compared with its digest: kDataLoss as from Verify().
   virtual absl::StatusOr<std::unique_ptr<ByteSource>> OpenRead(
       absl::string_view owner, const BlobRef& ref) = 0;
+  // The same for an admin: whoever owns the blob.
+  virtual absl::StatusOr<std::unique_ptr<ByteSource>> OpenReadAny(
+      const BlobRef& ref) = 0;
   // kFailedPrecondition with GetMissingBlobs() if the owner lacks some.
   virtual absl::StatusOr<std::unique_ptr<BlobPin>> Pin(
       absl::string_view owner, std::span<const BlobRef> refs) = 0;
@@ -140,7 +143,8 @@ class BlobStore {
 
   // --- outputs of jobs ---
 
-  // Evicts unused blobs as needed. kResourceExhausted with LimitDetails;
+  // Evicts unused blobs as needed, the owner's own if it is its share that is
+  // full. kResourceExhausted with LimitDetails;
   // retry_after is infinite if even an empty store could not hold it (then
   // kInvalidArgument).
   virtual absl::StatusOr<std::unique_ptr<SpaceReservation>> Reserve(

@@ -256,6 +256,10 @@ class Manager final : public JobManager {
   class Slot;
 
   absl::Time Now() const { return options_.clock->Now(); }
+  OwnerQuota QuotaOf(const std::string& owner) const {
+    return options_.quotas == nullptr ? OwnerQuota{}
+                                      : options_.quotas->QuotaOf(owner);
+  }
   absl::Duration Ttl(const JobSpec& spec) const {
     return spec.ttl == absl::ZeroDuration() ? limits_.default_result_ttl
                                             : spec.ttl;
@@ -344,7 +348,8 @@ class Manager final : public JobManager {
   const JobManagerOptions options_;
   const JobLimits limits_;
   std::thread service_;
-  Mutex ticking_;  // one Tick at a time
+  Mutex ticking_;    // one Tick at a time
+  Mutex admitting_;  // one job at a time, once its estimate is known
   absl::Time last_sweep_ ABSL_GUARDED_BY(ticking_) = absl::InfinitePast();
 
   Mutex mutex_;
@@ -487,6 +492,9 @@ absl::StatusOr<JobView> Manager::SubmitChecked(const JobSpec& spec,
     }
   }
   std::unique_ptr<SpaceReservation> space;
+  // From the count of queued jobs to the insertion of one more, so that calls
+  // at the same time cannot pass the limit together.
+  std::optional<MutexLock> admitting;
   if (job.state == JobState::kQueued) {
     OVPRESS_ASSIGN_OR_RETURN(const JobEstimate estimate,
                              options_.runner->Estimate(options_.blobs, spec));
@@ -499,18 +507,21 @@ absl::StatusOr<JobView> Manager::SubmitChecked(const JobSpec& spec,
                          .limit_value = limits_.total_memory_bytes,
                          .requested = job.memory_bytes});
     }
+    admitting.emplace(&admitting_);
     OVPRESS_ASSIGN_OR_RETURN(const JobStore::Counts all,
                              options_.jobs->Count(std::nullopt));
     OVPRESS_ASSIGN_OR_RETURN(const JobStore::Counts own,
                              options_.jobs->Count(spec.owner));
     const bool full = all.queued >= limits_.max_queued;
-    if (full || own.queued >= limits_.max_queued_per_owner) {
+    const int own_most =
+        QuotaOf(spec.owner).max_queued.value_or(limits_.max_queued_per_owner);
+    if (full || own.queued >= own_most) {
       return LimitError(
           "the queue is full",
           {.limit = full ? "max_queued" : "max_queued_per_owner",
            .subject = full ? "server" : absl::StrCat("client:", spec.owner),
-           .limit_value = static_cast<uint64_t>(
-               full ? limits_.max_queued : limits_.max_queued_per_owner),
+           .limit_value =
+               static_cast<uint64_t>(full ? limits_.max_queued : own_most),
            .requested =
                static_cast<uint64_t>(full ? all.queued : own.queued) + 1,
            .retry_after = limits_.default_retry_after});
@@ -534,6 +545,7 @@ absl::StatusOr<JobView> Manager::SubmitChecked(const JobSpec& spec,
     OVPRESS_RETURN_IF_ERROR(inserted.status());
     return replay(std::move(inserted->job));
   }
+  admitting.reset();
   if (options_.observer) {
     options_.observer->OnJobSubmitted(job);
     if (IsFinal(job.state)) {
@@ -675,6 +687,9 @@ void Manager::StartJobs(absl::Time now) {
           limits_.total_memory_bytes -
           std::min(limits_.total_memory_bytes, reserved_memory_);
       state.owners = owners_;
+    }
+    for (auto& [owner, use] : state.owners) {
+      use.max_running = QuotaOf(owner).max_running;
     }
     const auto waiting = Waiting(now);
     if (!waiting.ok()) {

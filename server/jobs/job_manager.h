@@ -27,18 +27,20 @@
 #include "server/jobs/job_store.h"
 #include "server/jobs/limits.h"
 #include "server/jobs/observer.h"
+#include "server/jobs/quotas.h"
 
 namespace ovpress {
 
 struct JobManagerOptions {
   JobLimits limits;
-  // All REQUIRED but `observer`; all outlive the manager.
+  // All REQUIRED but `observer` and `quotas`; all outlive the manager.
   JobStore* jobs = nullptr;
   BlobStore* blobs = nullptr;
   JobRunner* runner = nullptr;
   FairExecutor* executor = nullptr;
   Clock* clock = nullptr;
   Observer* observer = nullptr;
+  const QuotaSource* quotas = nullptr;  // owners whose limits differ
   // Names this server in leases. The same after a restart, so that it takes its
   // own jobs back at once instead of waiting for the lease to end.
   std::string server_id = "local";

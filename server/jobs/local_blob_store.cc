@@ -213,6 +213,8 @@ class LocalBlobStore final : public BlobStore {
       absl::string_view owner, std::span<const BlobRef> refs) override;
   absl::StatusOr<std::unique_ptr<ByteSource>> OpenRead(
       absl::string_view owner, const BlobRef& ref) override;
+  absl::StatusOr<std::unique_ptr<ByteSource>> OpenReadAny(
+      const BlobRef& ref) override;
   absl::StatusOr<std::unique_ptr<BlobPin>> Pin(
       absl::string_view owner, std::span<const BlobRef> refs) override;
   absl::Status Verify(const BlobRef& ref) override;
@@ -275,9 +277,32 @@ class LocalBlobStore final : public BlobStore {
     return blob_bytes_ + staged_bytes_ + reserved_bytes_;
   }
   uint64_t LimitBytes() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  OwnerQuota QuotaOf(absl::string_view owner_name) const {
+    return options_.quotas == nullptr ? OwnerQuota{}
+                                      : options_.quotas->QuotaOf(owner_name);
+  }
+  // Blobs, staged uploads and reservations.
   uint64_t OwnerBytes(const std::string& owner)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void AddReserved(const std::string& owner, uint64_t bytes)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void SubReserved(const std::string& owner, uint64_t bytes)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  absl::StatusOr<std::unique_ptr<ByteSource>> OpenPinned(
+      const BlobRef& ref, std::unique_ptr<BlobPin> pin);
+  bool MayEvict(const BlobInfo& info, absl::Time now) const {
+    return info.pins == 0 &&
+           now - info.last_use >= options_.limits.min_blob_age;
+  }
   bool EvictOne(absl::Time now) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // Takes the owner's least recently used blob from it.
+  bool EvictOneOf(const std::string& owner, absl::Time now)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void TakeFrom(const std::string& owner, const BlobRef& ref)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  absl::Status MakeOwnRoom(absl::string_view owner_name,
+                           const std::string& owner, uint64_t size_bytes)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   absl::Status MakeRoom(absl::string_view owner_name, const std::string& owner,
                         uint64_t size_bytes)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
@@ -298,6 +323,8 @@ class LocalBlobStore final : public BlobStore {
   uint64_t blob_bytes_ ABSL_GUARDED_BY(mutex_) = 0;
   uint64_t staged_bytes_ ABSL_GUARDED_BY(mutex_) = 0;
   uint64_t reserved_bytes_ ABSL_GUARDED_BY(mutex_) = 0;
+  // The same by owner; owners without any are not in it.
+  std::map<std::string, uint64_t> reserved_by_owner_ ABSL_GUARDED_BY(mutex_);
   uint64_t evicted_bytes_ ABSL_GUARDED_BY(mutex_) = 0;
 };
 
@@ -340,31 +367,34 @@ class LocalBlobStore::Source final : public ByteSource {
 
 class LocalBlobStore::ReservationImpl final : public SpaceReservation {
  public:
-  ReservationImpl(LocalBlobStore* store, uint64_t bytes)
-      : store_(store), left_(bytes) {}
+  ReservationImpl(LocalBlobStore* store, std::string owner, uint64_t bytes)
+      : store_(store), owner_(std::move(owner)), left_(bytes) {}
   ~ReservationImpl() override {
     MutexLock lock(&store_->mutex_);
-    store_->reserved_bytes_ -= left_;
+    store_->SubReserved(owner_, left_);
   }
   uint64_t bytes_left() const override { return left_; }
 
  private:
   friend class LocalBlobStore;
   LocalBlobStore* const store_;
+  const std::string owner_;
   std::atomic<uint64_t> left_;
 };
 
 class LocalBlobStore::Scratch final : public ScratchBlob {
  public:
-  Scratch(LocalBlobStore* store, Fd fd, uint64_t size, std::string path)
+  Scratch(LocalBlobStore* store, Fd fd, uint64_t size, std::string path,
+          std::string owner)
       : store_(store),
         fd_(std::move(fd)),
         size_(size),
-        path_(std::move(path)) {}
+        path_(std::move(path)),
+        owner_(std::move(owner)) {}
   ~Scratch() override {
     store_->reserved_written_ -= written_;
     MutexLock lock(&store_->mutex_);
-    store_->reserved_bytes_ -= size_;
+    store_->SubReserved(owner_, size_);
   }
   uint64_t size_bytes() const override { return size_; }
   absl::Status ReadAt(uint64_t offset, std::span<std::byte> out) override {
@@ -383,6 +413,7 @@ class LocalBlobStore::Scratch final : public ScratchBlob {
   const Fd fd_;
   const uint64_t size_;
   const std::string path_;
+  const std::string owner_;
   std::atomic<uint64_t> written_{0};
 };
 
@@ -399,7 +430,7 @@ class LocalBlobStore::Writer final : public BlobWriter {
     if (!published_) ::unlink(path_.c_str());
     store_->reserved_written_ -= written_;
     MutexLock lock(&store_->mutex_);
-    store_->reserved_bytes_ -= size_;
+    store_->SubReserved(owner_, size_);
   }
   absl::Status WriteAt(uint64_t offset,
                        std::span<const std::byte> bytes) override {
@@ -680,16 +711,29 @@ uint64_t LocalBlobStore::OwnerBytes(const std::string& owner) {
   for (const auto& [key, staged] : staged_) {
     if (staged->owner == owner) bytes += staged->ref.size_bytes;
   }
-  return bytes;
+  const auto reserved = reserved_by_owner_.find(owner);
+  return reserved == reserved_by_owner_.end() ? bytes
+                                              : bytes + reserved->second;
+}
+
+void LocalBlobStore::AddReserved(const std::string& owner, uint64_t bytes) {
+  if (bytes == 0) return;
+  reserved_bytes_ += bytes;
+  reserved_by_owner_[owner] += bytes;
+}
+
+void LocalBlobStore::SubReserved(const std::string& owner, uint64_t bytes) {
+  if (bytes == 0) return;
+  reserved_bytes_ -= bytes;
+  const auto it = reserved_by_owner_.find(owner);
+  it->second -= bytes;
+  if (it->second == 0) reserved_by_owner_.erase(it);
 }
 
 bool LocalBlobStore::EvictOne(absl::Time now) {
   auto oldest = blobs_.end();
   for (auto it = blobs_.begin(); it != blobs_.end(); ++it) {
-    if (it->second.pins > 0 ||
-        now - it->second.last_use < options_.limits.min_blob_age) {
-      continue;
-    }
+    if (!MayEvict(it->second, now)) continue;
     if (oldest == blobs_.end() ||
         it->second.last_use < oldest->second.last_use) {
       oldest = it;
@@ -703,25 +747,55 @@ bool LocalBlobStore::EvictOne(absl::Time now) {
   return true;
 }
 
+bool LocalBlobStore::EvictOneOf(const std::string& owner, absl::Time now) {
+  auto oldest = blobs_.end();
+  for (auto it = blobs_.begin(); it != blobs_.end(); ++it) {
+    if (!it->second.owners.contains(owner) || !MayEvict(it->second, now)) {
+      continue;
+    }
+    if (oldest == blobs_.end() ||
+        it->second.last_use < oldest->second.last_use) {
+      oldest = it;
+    }
+  }
+  if (oldest == blobs_.end()) return false;
+  const BlobRef ref = oldest->first;
+  if (oldest->second.owners.size() == 1) {
+    evicted_bytes_ += ref.size_bytes;
+    if (options_.observer) options_.observer->OnBlobEvicted(ref.size_bytes);
+  }
+  TakeFrom(owner, ref);
+  return true;
+}
+
+absl::Status LocalBlobStore::MakeOwnRoom(absl::string_view owner_name,
+                                         const std::string& owner,
+                                         uint64_t size_bytes) {
+  const uint64_t most =
+      QuotaOf(owner_name).max_bytes.value_or(options_.limits.max_owner_bytes);
+  if (most == 0) return absl::OkStatus();
+  uint64_t owned = OwnerBytes(owner);
+  while (size_bytes > most || owned > most - size_bytes) {
+    if (size_bytes > most || !EvictOneOf(owner, Now())) {
+      return LimitError(
+          "this client's share of the store is full",
+          {.limit = "max_owner_bytes",
+           .subject = absl::StrCat("client:", owner_name),
+           .limit_value = most,
+           .requested = owned + size_bytes,
+           .retry_after = size_bytes <= most ? absl::Minutes(1)
+                                             : absl::InfiniteDuration()});
+    }
+    owned = OwnerBytes(owner);
+  }
+  return absl::OkStatus();
+}
+
 absl::Status LocalBlobStore::MakeRoom(absl::string_view owner_name,
                                       const std::string& owner,
                                       uint64_t size_bytes) {
-  const StoreLimits& limits = options_.limits;
+  OVPRESS_RETURN_IF_ERROR(MakeOwnRoom(owner_name, owner, size_bytes));
   LimitDetails details{.requested = size_bytes};
-  if (limits.max_owner_bytes != 0) {
-    const uint64_t owned = OwnerBytes(owner);
-    if (size_bytes > limits.max_owner_bytes ||
-        owned > limits.max_owner_bytes - size_bytes) {
-      details.limit = "max_owner_bytes";
-      details.subject = absl::StrCat("client:", owner_name);
-      details.limit_value = limits.max_owner_bytes;
-      details.requested = owned + size_bytes;
-      if (size_bytes <= limits.max_owner_bytes) {
-        details.retry_after = absl::Minutes(1);
-      }
-      return LimitError("this client's share of the store is full", details);
-    }
-  }
   uint64_t limit = LimitBytes();
   while (UsedBytes() + size_bytes > limit) {
     if (!EvictOne(Now())) {
@@ -868,11 +942,33 @@ absl::StatusOr<std::unique_ptr<ByteSource>> LocalBlobStore::OpenRead(
     return absl::NotFoundError(absl::StrCat("there is no ", BlobName(ref)));
   }
   OVPRESS_RETURN_IF_ERROR(pin.status());
+  return OpenPinned(ref, *std::move(pin));
+}
+
+absl::StatusOr<std::unique_ptr<ByteSource>> LocalBlobStore::OpenReadAny(
+    const BlobRef& ref) {
+  OVPRESS_RETURN_IF_ERROR(ValidateBlobRef(ref));
+  if (IsEmptyBlob(ref)) return MakeMemorySource({});
+  std::vector<Pinned> pinned;
+  {
+    MutexLock lock(&mutex_);
+    const auto it = blobs_.find(ref);
+    if (it == blobs_.end()) {
+      return absl::NotFoundError(absl::StrCat("there is no ", BlobName(ref)));
+    }
+    ++it->second.pins;
+    pinned.push_back({ref, it->second.generation});
+  }
+  return OpenPinned(ref, std::make_unique<PinImpl>(this, std::move(pinned)));
+}
+
+absl::StatusOr<std::unique_ptr<ByteSource>> LocalBlobStore::OpenPinned(
+    const BlobRef& ref, std::unique_ptr<BlobPin> pin) {
   OVPRESS_RETURN_IF_ERROR(EnsureVerified(ref));
   const std::string path = BlobPath(ref);
   OVPRESS_ASSIGN_OR_RETURN(Fd fd, Open(path, O_RDONLY));
   return std::make_unique<Source>(std::move(fd), ref.size_bytes, path,
-                                  *std::move(pin));
+                                  std::move(pin));
 }
 
 absl::Status LocalBlobStore::Verify(const BlobRef& ref) {
@@ -932,12 +1028,15 @@ absl::Status LocalBlobStore::Release(absl::string_view owner,
                                      const BlobRef& ref) {
   const std::string hash = Sha256Hex(owner);
   MutexLock lock(&mutex_);
-  if (!OwnerHas(hash, ref)) return absl::OkStatus();
-  ::unlink((MarkerFolder(hash) + "/" + FileName(ref)).c_str());
-  BlobInfo& info = blobs_[ref];
-  info.owners.erase(hash);
-  if (info.owners.empty() && info.pins == 0) Drop(ref);
+  if (OwnerHas(hash, ref)) TakeFrom(hash, ref);
   return absl::OkStatus();
+}
+
+void LocalBlobStore::TakeFrom(const std::string& owner, const BlobRef& ref) {
+  ::unlink((MarkerFolder(owner) + "/" + FileName(ref)).c_str());
+  BlobInfo& info = blobs_[ref];
+  info.owners.erase(owner);
+  if (info.owners.empty() && info.pins == 0) Drop(ref);
 }
 
 // --- uploads ---
@@ -978,7 +1077,9 @@ absl::StatusOr<BlobStore::OpenedUpload> LocalBlobStore::OpenUpload(
       for (const auto& [other, upload] : staged_) {
         of_owner += upload->owner == hash;
       }
-      const bool owner_full = of_owner >= limits.max_owner_uploads;
+      const int own_most =
+          QuotaOf(owner).max_uploads.value_or(limits.max_owner_uploads);
+      const bool owner_full = of_owner >= own_most;
       if (owner_full ||
           staged_.size() >= static_cast<size_t>(limits.max_uploads)) {
         return LimitError(
@@ -986,7 +1087,7 @@ absl::StatusOr<BlobStore::OpenedUpload> LocalBlobStore::OpenUpload(
             {.limit = owner_full ? "max_owner_uploads" : "max_uploads",
              .subject = owner_full ? absl::StrCat("client:", owner) : "server",
              .limit_value = static_cast<uint64_t>(
-                 owner_full ? limits.max_owner_uploads : limits.max_uploads),
+                 owner_full ? own_most : limits.max_uploads),
              .retry_after = absl::Seconds(30)});
       }
       OVPRESS_RETURN_IF_ERROR(MakeRoom(owner, hash, name.ref.size_bytes));
@@ -1092,10 +1193,11 @@ absl::StatusOr<UploadStatus> LocalBlobStore::QueryUpload(
 
 absl::StatusOr<std::unique_ptr<SpaceReservation>> LocalBlobStore::Reserve(
     absl::string_view owner, uint64_t size_bytes) {
+  std::string hash = Sha256Hex(owner);
   MutexLock lock(&mutex_);
-  OVPRESS_RETURN_IF_ERROR(MakeRoom(owner, Sha256Hex(owner), size_bytes));
-  reserved_bytes_ += size_bytes;
-  return std::make_unique<ReservationImpl>(this, size_bytes);
+  OVPRESS_RETURN_IF_ERROR(MakeRoom(owner, hash, size_bytes));
+  AddReserved(hash, size_bytes);
+  return std::make_unique<ReservationImpl>(this, std::move(hash), size_bytes);
 }
 
 absl::StatusOr<std::unique_ptr<BlobWriter>> LocalBlobStore::CreateOutput(
@@ -1107,7 +1209,8 @@ absl::StatusOr<std::unique_ptr<BlobWriter>> LocalBlobStore::CreateOutput(
   {
     MutexLock lock(&mutex_);
     uint64_t drawn = 0;
-    if (auto* held = static_cast<ReservationImpl*>(reservation)) {
+    auto* held = static_cast<ReservationImpl*>(reservation);
+    if (held != nullptr && held->owner_ == hash) {
       drawn = std::min<uint64_t>(size_bytes, held->left_);
       held->left_ -= drawn;
     }
@@ -1119,7 +1222,7 @@ absl::StatusOr<std::unique_ptr<BlobWriter>> LocalBlobStore::CreateOutput(
       ::unlink(path.c_str());
       return room;
     }
-    reserved_bytes_ += size_bytes - drawn;
+    AddReserved(hash, size_bytes - drawn);
   }
   auto writer =
       std::make_unique<Writer>(this, std::move(fd), size_bytes, path, hash);
@@ -1131,12 +1234,14 @@ absl::StatusOr<std::unique_ptr<ScratchBlob>> LocalBlobStore::CreateScratch(
   const std::string path = TemporaryPath();
   OVPRESS_ASSIGN_OR_RETURN(Fd fd, Open(path, O_RDWR | O_CREAT | O_EXCL));
   ::unlink(path.c_str());  // ends with the descriptor, whatever happens
+  std::string hash = Sha256Hex(owner);
   {
     MutexLock lock(&mutex_);
-    OVPRESS_RETURN_IF_ERROR(MakeRoom(owner, Sha256Hex(owner), size_bytes));
-    reserved_bytes_ += size_bytes;
+    OVPRESS_RETURN_IF_ERROR(MakeRoom(owner, hash, size_bytes));
+    AddReserved(hash, size_bytes);
   }
-  return std::make_unique<Scratch>(this, std::move(fd), size_bytes, path);
+  return std::make_unique<Scratch>(this, std::move(fd), size_bytes, path,
+                                   std::move(hash));
 }
 
 // --- upkeep ---

@@ -23,6 +23,7 @@
 #include "server/jobs/clock.h"
 #include "server/jobs/limits.h"
 #include "server/jobs/observer.h"
+#include "server/jobs/quotas.h"
 
 namespace ovpress {
 
@@ -31,6 +32,8 @@ struct LocalBlobStoreOptions {
   StoreLimits limits;
   Clock* clock = nullptr;        // REQUIRED; outlives the store
   Observer* observer = nullptr;  // may be null; outlives the store
+  // Owners whose limits differ; may be null; outlives the store.
+  const QuotaSource* quotas = nullptr;
   // Called with the name of each step that changes the disk ("blob_synced",
   // "blob_renamed", "marker_made", ...); an error makes the call stop there as
   // if the process had died (nothing is cleaned up). For crash tests.

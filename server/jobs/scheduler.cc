@@ -76,9 +76,10 @@ std::optional<size_t> PickNext(const std::vector<WaitingJob>& waiting,
   for (const size_t index : QueueOrder(waiting, state, now, limits)) {
     const WaitingJob& job = waiting[index];
     const auto owner = state.owners.find(job.owner);
-    if (limits.max_running_per_owner > 0 && owner != state.owners.end() &&
-        owner->second.running >= limits.max_running_per_owner) {
-      continue;
+    if (owner != state.owners.end()) {
+      const int most =
+          owner->second.max_running.value_or(limits.max_running_per_owner);
+      if (most > 0 && owner->second.running >= most) continue;
     }
     if (job.memory_bytes <= state.free_memory_bytes) return index;
     // Nobody passes a job that has waited long enough, or a stream of small

@@ -27,6 +27,8 @@ struct OwnerUse {
   // Memory x time used lately is not kept: the last start alone makes owners
   // with equal running jobs take turns.
   int64_t last_start = 0;  // a counter: larger is later; 0: never
+  // This owner's own limit; 0: none. Not set: max_running_per_owner.
+  std::optional<int> max_running;
 };
 
 struct SchedulerState {

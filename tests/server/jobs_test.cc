@@ -26,6 +26,15 @@ namespace {
 namespace fs = std::filesystem;
 using testing::HasSubstr;
 
+class FakeQuotas final : public QuotaSource {
+ public:
+  OwnerQuota QuotaOf(absl::string_view owner) const override {
+    const auto it = of.find(std::string(owner));
+    return it == of.end() ? OwnerQuota{} : it->second;
+  }
+  std::map<std::string, OwnerQuota> of;
+};
+
 class JobsTest : public testing::Test {
  protected:
   JobsTest() {
@@ -41,6 +50,7 @@ class JobsTest : public testing::Test {
     options.limits = limits_;
     options.clock = &clock_;
     options.crash_point = crash_point_;
+    options.quotas = &quotas_;
     auto store = OpenLocalBlobStore(options, &report_);
     EXPECT_TRUE(store.ok()) << store.status();
     return *std::move(store);
@@ -67,6 +77,7 @@ class JobsTest : public testing::Test {
   FakeClock clock_;
   StoreLimits limits_;
   RecoveryReport report_;
+  FakeQuotas quotas_;
   std::function<absl::Status(absl::string_view)> crash_point_;
 };
 
@@ -83,6 +94,88 @@ TEST_F(JobsTest, KnowingADigestGivesNothing) {
   EXPECT_TRUE(Has(*store, "bob", "secret"));
   ASSERT_TRUE(store->Release("bob", BlobRefOf("secret")).ok());
   EXPECT_EQ(store->Stats().blob_bytes, 0u);
+}
+
+TEST_F(JobsTest, AnAdminReadsWhoeverOwnsIt) {
+  auto store = OpenBlobs();
+  ASSERT_TRUE(Upload(*store, "alice", "secret").ok());
+  auto source = store->OpenReadAny(BlobRefOf("secret"));
+  ASSERT_TRUE(source.ok()) << source.status();
+  // Pinned while it is read, and no longer.
+  ASSERT_TRUE(store->Release("alice", BlobRefOf("secret")).ok());
+  std::string bytes(6, ' ');
+  EXPECT_TRUE((*source)->ReadAt(0, AsWritableBytes(bytes)).ok());
+  EXPECT_EQ(bytes, "secret");
+  source->reset();
+  EXPECT_EQ(store->Stats().blob_count, 0u);
+  EXPECT_EQ(store->OpenReadAny(BlobRefOf("secret")).status().code(),
+            absl::StatusCode::kNotFound);
+  EXPECT_EQ(store->OpenReadAny({.sha256 = "../../x"}).status().code(),
+            absl::StatusCode::kInvalidArgument);
+}
+
+TEST_F(JobsTest, AShareOfTheStoreCountsAllThatAnOwnerHolds) {
+  limits_.max_owner_bytes = 250;
+  quotas_.of["rich"] = {.max_bytes = 1000};
+  quotas_.of["free"] = {.max_bytes = 0};
+  auto store = OpenBlobs();
+  const std::string a(100, 'a');
+  const std::string b(100, 'b');
+  const std::string c(100, 'c');
+  ASSERT_TRUE(Upload(*store, "o", a).ok());
+  // What is set aside for jobs and streams counts until it is given back, and
+  // bytes that are drawn from it count once.
+  auto space = store->Reserve("o", 100);
+  ASSERT_TRUE(space.ok());
+  const absl::Status full = Upload(*store, "o", b);
+  EXPECT_EQ(full.code(), absl::StatusCode::kResourceExhausted) << full;
+  EXPECT_EQ(GetLimitDetails(full)->limit, "max_owner_bytes");
+  EXPECT_EQ(GetLimitDetails(full)->subject, "client:o");
+  EXPECT_EQ(GetLimitDetails(full)->requested, 300u);
+  auto writer = store->CreateOutput("o", 100, space->get());
+  ASSERT_TRUE(writer.ok());
+  EXPECT_TRUE(store->CreateScratch("o", 50).ok());
+  EXPECT_FALSE(store->CreateScratch("o", 51).ok());
+  writer->reset();
+  space->reset();
+  auto scratch = store->CreateScratch("o", 150);
+  ASSERT_TRUE(scratch.ok());
+  EXPECT_FALSE(store->Reserve("o", 1).ok());
+  scratch->reset();
+  ASSERT_TRUE(Upload(*store, "o", b).ok());
+  // Others have their own; 0 is no limit.
+  for (const char* owner : {"rich", "free"}) {
+    EXPECT_TRUE(Upload(*store, owner, std::string(900, 'x')).ok());
+  }
+  EXPECT_FALSE(Upload(*store, "rich", std::string(101, 'y')).ok());
+  EXPECT_TRUE(Upload(*store, "free", std::string(1000, 'z')).ok());
+  // Too large for the share whatever goes.
+  EXPECT_EQ(Upload(*store, "o", std::string(251, 'd')).code(),
+            absl::StatusCode::kInvalidArgument);
+  // What the owner no longer uses makes room for what it wants now; what
+  // another one has as well stays there for that one.
+  ASSERT_TRUE(Upload(*store, "rich", a).ok());
+  clock_.Advance(absl::Hours(1));
+  ASSERT_TRUE(Has(*store, "o", b));  // used now
+  ASSERT_TRUE(Upload(*store, "o", c).ok());
+  EXPECT_FALSE(Has(*store, "o", a));
+  EXPECT_TRUE(Has(*store, "o", b));
+  EXPECT_TRUE(Has(*store, "rich", a));
+  // Nothing of others is taken for it.
+  EXPECT_FALSE(Upload(*store, "o", std::string(100, 'e')).ok());
+}
+
+TEST_F(JobsTest, UnfinishedUploadsOfAnOwnerHaveALimit) {
+  quotas_.of["o"] = {.max_uploads = 1};
+  auto store = OpenBlobs();
+  const auto open = [&](const std::string& owner, const std::string& bytes) {
+    return store->OpenUpload(owner, {.uuid = bytes, .ref = BlobRefOf(bytes)})
+        .status();
+  };
+  EXPECT_TRUE(open("o", "a").ok());
+  EXPECT_EQ(GetLimitDetails(open("o", "b"))->limit, "max_owner_uploads");
+  EXPECT_TRUE(open("p", "a").ok());
+  EXPECT_TRUE(open("p", "b").ok());
 }
 
 TEST_F(JobsTest, EvictsTheLeastRecentlyUsedButNothingPinned) {
@@ -350,6 +443,18 @@ TEST(SchedulerTest, OwnersAlternateAndOldJobsRise) {
   EXPECT_EQ(PickNext(waiting, state, now, limits), 1u);
   waiting[0].created = now - absl::Minutes(2);
   EXPECT_EQ(PickNext(waiting, state, now, limits), std::nullopt);
+  // An owner's own limit stands before the one for all; 0 is none.
+  limits.max_running = 10;
+  limits.max_running_per_owner = 2;
+  waiting = {{"x", "a", 0, 1, now}};
+  state.owners["a"] = {.running = 2};
+  EXPECT_EQ(PickNext(waiting, state, now, limits), std::nullopt);
+  for (const auto& [most, starts] :
+       {std::pair(0, true), {1, false}, {2, false}, {3, true}}) {
+    state.owners["a"].max_running = most;
+    EXPECT_EQ(PickNext(waiting, state, now, limits).has_value(), starts)
+        << most;
+  }
 }
 
 TEST(FairExecutorTest, ASmallLoopIsNotHeldUpByAHugeOne) {
@@ -491,6 +596,77 @@ TEST_F(JobsTest, ManagerRunsCancelsRequeuesAndAnswersFromTheCache) {
             JobState::kSucceeded);
   spec.xml = BlobRefOf("not there");
   EXPECT_EQ(GetMissingBlobs(manager->Submit(spec).status()).size(), 1u);
+}
+
+TEST_F(JobsTest, OwnersQueuesAndResultsAreApart) {
+  quotas_.of["o"] = {.max_queued = 3};
+  auto blobs = OpenBlobs();
+  auto store = *OpenSqliteJobStore({.path = folder_ + "/jobs.sqlite"});
+  const auto executor = FairExecutor::Create(
+      {.threads = 1, .backend = FairExecutorOptions::Backend::kThreads});
+  FakeRunner runner;
+  JobManagerOptions options{.limits = {.max_queued_per_owner = 1},
+                            .jobs = store.get(),
+                            .blobs = blobs.get(),
+                            .runner = &runner,
+                            .executor = executor.get(),
+                            .clock = &clock_,
+                            .quotas = &quotas_};
+  JobSpec spec = Job("").spec;
+  ASSERT_TRUE(SetOptions({}, &spec).ok());
+  const auto as = [&](const std::string& owner) {
+    JobSpec other = spec;
+    other.owner = owner;
+    return other;
+  };
+  for (const char* owner : {"o", "p"}) {
+    ASSERT_TRUE(Upload(*blobs, owner, "xml").ok());
+    ASSERT_TRUE(Upload(*blobs, owner, "bin").ok());
+  }
+  {
+    auto manager = *JobManager::Create(options);
+    const auto first = manager->Submit(as("o"));
+    ASSERT_TRUE(first.ok()) << first.status();
+    ASSERT_EQ(
+        manager->Wait("o", first->record.id, absl::Seconds(30))->record.state,
+        JobState::kSucceeded);
+    EXPECT_TRUE(manager->Submit(as("o"))->record.result.cache_hit);
+    // The same model and options of somebody else: no word of the result.
+    const auto other = manager->Submit(as("p"));
+    ASSERT_TRUE(other.ok()) << other.status();
+    EXPECT_FALSE(other->record.result.cache_hit);
+    manager->Wait("p", other->record.id, absl::Seconds(30)).IgnoreError();
+    EXPECT_EQ(manager->List("p", {}, 10, "")->jobs.size(), 1u);
+    EXPECT_EQ(manager->List(std::nullopt, {}, 10, "")->jobs.size(), 3u);
+    EXPECT_EQ(manager->Cancel("p", first->record.id).code(),
+              absl::StatusCode::kNotFound);
+    EXPECT_EQ(manager->Delete("p", first->record.id).code(),
+              absl::StatusCode::kNotFound);
+    EXPECT_FALSE(
+        manager->Subscribe("p", first->record.id, [](const auto&) {}).ok());
+    EXPECT_TRUE(manager->Delete(std::nullopt, first->record.id).ok());
+  }
+  // Nothing starts, so what is taken waits; calls at the same time cannot
+  // pass the limit together.
+  options.limits.max_running = 0;
+  auto manager = *JobManager::Create(options);
+  spec.ignore_result_cache = true;
+  std::atomic<int> taken{0};
+  std::vector<std::thread> threads;
+  for (int i = 0; i < 8; ++i) {
+    threads.emplace_back([&] {
+      const auto job = manager->Submit(as("o"));
+      taken += job.ok();
+      if (!job.ok()) {
+        EXPECT_EQ(GetLimitDetails(job.status())->limit, "max_queued_per_owner");
+        EXPECT_EQ(GetLimitDetails(job.status())->limit_value, 3u);
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_EQ(taken, 3);
+  EXPECT_TRUE(manager->Submit(as("p")).ok());
+  EXPECT_FALSE(manager->Submit(as("p")).ok());
 }
 
 }  // namespace
