@@ -16,6 +16,7 @@
 #include "grpcpp/grpcpp.h"
 #include "grpcpp/health_check_service_interface.h"
 #include "grpcpp/resource_quota.h"
+#include "server/access_flags.h"
 #include "server/jobs/compression_runner.h"
 #include "server/jobs/fair_executor.h"
 #include "server/jobs/job_manager.h"
@@ -24,7 +25,9 @@
 #include "server/rpc/http_server.h"
 #include "server/rpc/log.h"
 #include "server/rpc/metrics.h"
+#include "server/rpc/reflection.h"
 #include "server/rpc/services.h"
+#include "server/token_command.h"
 #include "spdlog/spdlog.h"
 #include "usage/usage.h"
 
@@ -45,6 +48,7 @@ struct ServerFlags {
   StoreLimits store;
   JobLimits jobs;
   uint64_t network_memory_bytes = 256ull << 20;
+  AccessFlags access;
 };
 
 // A duration flag, in seconds.
@@ -75,8 +79,8 @@ void AddBytes(CLI::App* app, const std::string& name, uint64_t* value,
 
 void RegisterFlags(CLI::App* app, ServerFlags* flags) {
   app->add_option("--listen", flags->listen,
-                  "Where gRPC listens, without TLS: keep it on loopback or in "
-                  "a network that you trust; port 0: any free one")
+                  "Where gRPC listens; beyond loopback it wants TLS and "
+                  "authentication (see Access); port 0: any free one")
       ->type_name("ADDR:PORT")
       ->capture_default_str();
   app->add_option("--metrics", flags->metrics,
@@ -133,22 +137,22 @@ void RegisterFlags(CLI::App* app, ServerFlags* flags) {
            "Unfinished uploads of one client");
   AddLimit(app, "--max-transfers", &transfer.max_transfers,
            "Uploads, downloads and streams at a time");
-  AddLimit(app, "--max-transfers-per-owner",
-           &transfer.max_transfers_per_owner, "The same for one client");
+  AddLimit(app, "--max-transfers-per-owner", &transfer.max_transfers_per_owner,
+           "The same for one client");
   AddSeconds(app, "--idle-timeout", &transfer.idle_timeout,
              "A transfer that moved no byte for so long is ended");
   AddSeconds(app, "--upload-ttl", &store.upload_ttl,
              "An upload without any byte for so long is forgotten");
   AddSeconds(app, "--min-blob-age", &store.min_blob_age,
              "A blob used within this time is not evicted");
-  AddSeconds(app, "--max-run-time", &jobs.max_run_time,
-             "Longest run of a job");
+  AddSeconds(app, "--max-run-time", &jobs.max_run_time, "Longest run of a job");
   AddSeconds(app, "--default-result-ttl", &jobs.default_result_ttl,
              "How long finished jobs are kept");
   AddSeconds(app, "--max-result-ttl", &jobs.max_result_ttl,
              "Longest that a client may ask for");
   AddSeconds(app, "--sweep-interval", &jobs.sweep_interval,
              "Between two clean-ups");
+  flags->access.Register(app);
 }
 
 // For the build, hence hidden: the man page and the completion scripts, made
@@ -164,8 +168,8 @@ void RegisterUsageFlags(CLI::App* app) {
            .sections = {
                {"SIGNALS",
                 {"SIGTERM, SIGINT: drain and exit with 0; jobs that did not "
-                 "end run again after the next start. SIGHUP: load anew what "
-                 "can change at run time."}},
+                 "end run again after the next start. SIGHUP: read "
+                 "certificates, tokens, keys and quotas again."}},
                {"FILES",
                 {"/etc/ovpress/server.conf: what the packaged service reads "
                  "by --config.",
@@ -187,6 +191,24 @@ void RegisterUsageFlags(CLI::App* app) {
       ->group("");
 }
 
+// Until SIGTERM or SIGINT, which it returns; meanwhile reads the files of
+// `access` again at SIGHUP and when they change.
+int WaitForStop(const sigset_t& signals, ServerAccess* access,
+                double reload_seconds) {
+  // A day stands for never: nothing else needs this thread.
+  const double wait = reload_seconds > 0 ? reload_seconds : 86'400;
+  const timespec timeout = absl::ToTimespec(absl::Seconds(wait));
+  while (true) {
+    const int caught = sigtimedwait(&signals, nullptr, &timeout);
+    if (caught == SIGTERM || caught == SIGINT) return caught;
+    if (caught == SIGHUP) {
+      access->Reload();
+    } else if (reload_seconds > 0) {
+      access->ReloadIfChanged();
+    }
+  }
+}
+
 absl::Status Serve(const ServerFlags& flags) {
   // Before any thread is made, so that all of them inherit the mask.
   sigset_t signals;
@@ -199,6 +221,10 @@ absl::Status Serve(const ServerFlags& flags) {
 
   SystemClock clock;
   const std::unique_ptr<Metrics> metrics = Metrics::Create();
+  OVPRESS_ASSIGN_OR_RETURN(
+      const std::unique_ptr<ServerAccess> access,
+      ServerAccess::Open(flags.access, flags.listen, &clock, metrics.get()));
+  spdlog::info("access: {}", access->Summary());
   std::error_code error;
   std::filesystem::create_directories(flags.data_dir, error);
   RecoveryReport recovered;
@@ -207,7 +233,8 @@ absl::Status Serve(const ServerFlags& flags) {
       OpenLocalBlobStore({.directory = flags.data_dir + "/store",
                           .limits = flags.store,
                           .clock = &clock,
-                          .observer = metrics.get()},
+                          .observer = metrics.get(),
+                          .quotas = access->control()},
                          &recovered));
   spdlog::info(
       "store {}: {} blobs of {} bytes, {} uploads to resume, {} leftovers "
@@ -228,7 +255,8 @@ absl::Status Serve(const ServerFlags& flags) {
                                                .runner = runner.get(),
                                                .executor = executor.get(),
                                                .clock = &clock,
-                                               .observer = metrics.get()}));
+                                               .observer = metrics.get(),
+                                               .quotas = access->control()}));
 
   grpc::EnableDefaultHealthCheckService(true);
   grpc::reflection::InitProtoReflectionServerBuilderPlugin();
@@ -238,11 +266,12 @@ absl::Status Serve(const ServerFlags& flags) {
                            .jobs = flags.jobs,
                            .manager = manager.get(),
                            .blobs = blobs.get(),
-                           .metrics = metrics.get()});
+                           .metrics = metrics.get(),
+                           .access = access->control()});
   grpc::ServerBuilder builder;
+  if (!access->reflection()) builder.SetOption(WithoutReflection());
   int port = 0;
-  builder.AddListeningPort(flags.listen, grpc::InsecureServerCredentials(),
-                           &port);
+  builder.AddListeningPort(flags.listen, access->credentials(), &port);
   grpc::ResourceQuota quota("ovpress");
   quota.Resize(flags.network_memory_bytes);
   builder.SetResourceQuota(quota);
@@ -265,21 +294,20 @@ absl::Status Serve(const ServerFlags& flags) {
   std::atomic<bool> ready{true};
   OVPRESS_ASSIGN_OR_RETURN(
       const std::unique_ptr<HttpServer> pages,
-      HttpServer::Start(
-          flags.metrics,
-          {{"/metrics",
-            [&] {
-              return HttpPage{
-                  .text = metrics->Page(manager.get(), blobs.get())};
-            }},
-           {"/healthz", [] { return HttpPage{.text = "ok\n"}; }},
-           {"/readyz", [&ready] {
-              return ready ? HttpPage{.text = "ready\n"}
-                           : HttpPage{.code = 503, .text = "draining\n"};
-            }}}));
+      HttpServer::Start(flags.metrics,
+                        {{"/metrics",
+                          [&] {
+                            return HttpPage{.text = metrics->Page(manager.get(),
+                                                                  blobs.get())};
+                          }},
+                         {"/healthz", [] { return HttpPage{.text = "ok\n"}; }},
+                         {"/readyz", [&ready] {
+                            return ready ? HttpPage{.text = "ready\n"}
+                                         : HttpPage{.code = 503,
+                                                    .text = "draining\n"};
+                          }}}));
   spdlog::info("ovpress {} serves gRPC on {} (port {}), metrics on port {}",
-               std::string(EngineVersion()), flags.listen, port,
-               pages->port());
+               std::string(EngineVersion()), flags.listen, port, pages->port());
   if (!flags.port_file.empty()) {
     // Renamed into place: who sees it sees all of it.
     const std::string temporary = flags.port_file + ".tmp";
@@ -287,14 +315,8 @@ absl::Status Serve(const ServerFlags& flags) {
     std::filesystem::rename(temporary, flags.port_file, error);
   }
 
-  int caught = 0;
-  do {
-    sigwait(&signals, &caught);
-    if (caught == SIGHUP) {
-      spdlog::info("SIGHUP: nothing to load anew without TLS and tokens");
-    }
-  } while (caught == SIGHUP);
-
+  const int caught =
+      WaitForStop(signals, access.get(), flags.access.reload_seconds);
   spdlog::info("{}: draining", caught == SIGTERM ? "SIGTERM" : "SIGINT");
   ready = false;
   health->SetServingStatus(false);
@@ -320,13 +342,18 @@ int Main(int argc, char** argv) {
                        absl::StrCat("ovpress ", std::string(EngineVersion())));
   app.get_formatter()->column_width(34);
   app.allow_config_extras(false);
-  app.set_config("--config", "", "Read flags from a file: one name=value per line")
+  app.set_config("--config", "",
+                 "Read flags from a file: one name=value per line")
       ->type_name("FILE");
   ServerFlags flags;
   RegisterFlags(&app, &flags);
+  int exit_code = 0;
+  const CLI::App* const token = RegisterTokenCommand(&app, &exit_code);
   RegisterUsageFlags(&app);
   CLI11_PARSE(app, argc, argv);
+  if (token->parsed()) return exit_code;
   SetUpLog(flags.log_format == "json");
+  RouteGrpcLog();
   const absl::Status status = Serve(flags);
   if (status.ok()) return 0;
   std::cerr << "ovpress-server: " << status.message() << "\n";

@@ -64,15 +64,6 @@ bool AccessControl::required() const {
          options_.certificates;
 }
 
-std::vector<std::string> AccessControl::files() const {
-  std::vector<std::string> paths;
-  for (const std::string& path :
-       {options_.token_file, options_.jwks_file, options_.quota_file}) {
-    if (!path.empty()) paths.push_back(path);
-  }
-  return paths;
-}
-
 absl::StatusOr<std::shared_ptr<const AccessControl::Tables>>
 AccessControl::Load() const {
   auto tables = std::make_shared<Tables>();
@@ -161,10 +152,8 @@ absl::StatusOr<Caller> AccessControl::Authenticate(
 }
 
 absl::StatusOr<Caller> AccessControl::Admit(const Credentials& credentials,
-                                            Scope needed) {
-  if (!required()) {
-    return Caller{.scopes = Scopes().With(Scope::kSubmit).With(Scope::kRead)};
-  }
+                                            std::optional<Scope> needed) {
+  if (!required()) return AnonymousCaller();
   const std::shared_ptr<const Tables> now = tables();
   OVPRESS_ASSIGN_OR_RETURN(Caller caller, Authenticate(credentials, *now));
   const auto quota = now->quotas.find(caller.identity);
@@ -179,7 +168,9 @@ absl::StatusOr<Caller> AccessControl::Admit(const Credentials& credentials,
     OVPRESS_RETURN_IF_ERROR(
         rates_.Admit(caller.identity, per_second, clock_->Now()));
   }
-  if (!caller.scopes.Allow(needed)) return ScopeError(caller, needed);
+  if (needed.has_value() && !caller.scopes.Allow(*needed)) {
+    return ScopeError(caller, *needed);
+  }
   return caller;
 }
 

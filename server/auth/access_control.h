@@ -4,6 +4,7 @@
 #define OVPRESS_SERVER_AUTH_ACCESS_CONTROL_H_
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -66,13 +67,13 @@ class AccessControl final : public QuotaSource {
   absl::Status Reload();
   // "3 tokens, 1 certificate, 2 keys, 0 quotas": for the log.
   std::string Summary() const;
-  // The files that Reload() reads.
-  std::vector<std::string> files() const;
 
-  // kUnauthenticated; kPermissionDenied without `needed`; kResourceExhausted
+  // kUnauthenticated; kPermissionDenied without `needed` (nullopt: whoever is
+  // known may); kResourceExhausted
   // above the identity's requests per second. Without any authentication
   // everybody is the anonymous caller, who may do all that is not admin's.
-  absl::StatusOr<Caller> Admit(const Credentials& credentials, Scope needed);
+  absl::StatusOr<Caller> Admit(const Credentials& credentials,
+                               std::optional<Scope> needed);
 
   OwnerQuota QuotaOf(absl::string_view owner) const override;
 

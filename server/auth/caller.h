@@ -58,6 +58,12 @@ struct Caller {
   friend bool operator==(const Caller&, const Caller&) = default;
 };
 
+// Everybody, where callers need not say who they are: may do all that is not
+// admin's.
+inline Caller AnonymousCaller() {
+  return {.scopes = Scopes().With(Scope::kSubmit).With(Scope::kRead)};
+}
+
 // 1 to 256 printable ASCII characters without space, quote or backslash: safe
 // in logs, JSON and error messages. kInvalidArgument.
 absl::Status ValidateIdentity(absl::string_view identity);

@@ -83,10 +83,6 @@ absl::StatusOr<CertificatePems> LoadCertificates(const CertificateFiles& files,
                             absl::FormatTime(absl::RFC3339_sec, pems.not_after,
                                              absl::UTCTimeZone())));
   }
-  char subject[256] = "";
-  X509_NAME_oneline(X509_get_subject_name(certificate.get()), subject,
-                    sizeof(subject));
-  pems.subject = subject;
   if (!files.client_ca.empty()) {
     OVPRESS_ASSIGN_OR_RETURN(pems.client_ca,
                              ReadSmallFile(files.client_ca, kPemBytesMax));

@@ -21,7 +21,6 @@ struct CertificatePems {
   std::string client_ca;
   // Of the server's own certificate.
   absl::Time not_after;
-  std::string subject;
 
   friend bool operator==(const CertificatePems&,
                          const CertificatePems&) = default;

@@ -19,11 +19,12 @@ void RateLimiter::Refill(Bucket& bucket, absl::Time now) {
 absl::Status RateLimiter::Admit(absl::string_view identity, double per_second,
                                 absl::Time now) {
   const auto refuse = [&](absl::Duration wait) {
-    return LimitError("too many requests",
-                      {.limit = "max_requests_per_second",
-                       .subject = absl::StrCat("client:", identity),
-                       .limit_value = static_cast<uint64_t>(per_second),
-                       .retry_after = wait});
+    return LimitError(
+        "too many requests",
+        {.limit = "max_requests_per_second",
+         .subject = absl::StrCat("client:", identity),
+         .limit_value = static_cast<uint64_t>(std::ceil(per_second)),
+         .retry_after = wait});
   };
   const double burst = std::max(1.0, 2 * per_second);
   MutexLock lock(&mutex_);

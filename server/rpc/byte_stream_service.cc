@@ -83,7 +83,8 @@ ByteStreamService::ByteStreamService(const RpcOptions& options,
 grpc::Status ByteStreamService::Write(
     grpc::ServerContext* context, grpc::ServerReader<bs::WriteRequest>* reader,
     bs::WriteResponse* response) {
-  return RunCall(options_.metrics, "google.bytestream.ByteStream/Write",
+  return RunCall(options_,
+                 {"google.bytestream.ByteStream/Write", Scope::kSubmit},
                  *context, [&](const Caller& caller) {
                    return DoWrite(caller, context, reader, response);
                  });
@@ -92,7 +93,7 @@ grpc::Status ByteStreamService::Write(
 grpc::Status ByteStreamService::BulkRead(grpc::ServerContext* context,
                                          ReadStream* stream) {
   return RunCall(
-      options_.metrics, "google.bytestream.ByteStream/Read", *context,
+      options_, {"google.bytestream.ByteStream/Read", Scope::kRead}, *context,
       [&](const Caller& caller) { return DoRead(caller, context, stream); });
 }
 
@@ -100,13 +101,14 @@ grpc::Status ByteStreamService::QueryWriteStatus(
     grpc::ServerContext* context, const bs::QueryWriteStatusRequest* request,
     bs::QueryWriteStatusResponse* response) {
   return RunCall(
-      options_.metrics, "google.bytestream.ByteStream/QueryWriteStatus",
+      options_,
+      {"google.bytestream.ByteStream/QueryWriteStatus", Scope::kSubmit},
       *context, [&](const Caller& caller) -> absl::Status {
         OVPRESS_ASSIGN_OR_RETURN(const UploadName name,
                                  ParseUploadName(request->resource_name()));
         OVPRESS_ASSIGN_OR_RETURN(
             const UploadStatus status,
-            options_.blobs->QueryUpload(caller.owner, name));
+            options_.blobs->QueryUpload(caller.identity, name));
         response->set_committed_size(
             static_cast<int64_t>(status.committed_bytes));
         response->set_complete(status.complete);
@@ -118,7 +120,7 @@ absl::Status ByteStreamService::DoWrite(
     const Caller& caller, grpc::ServerContext* context,
     grpc::ServerReader<bs::WriteRequest>* reader, bs::WriteResponse* response) {
   OVPRESS_ASSIGN_OR_RETURN(Transfers::Handle transfer,
-                           transfers_->Open(context, caller.owner));
+                           transfers_->Open(context, caller.identity));
   bs::WriteRequest request;
   if (!reader->Read(&request)) {
     return absl::InvalidArgumentError("a Write without any message");
@@ -126,7 +128,7 @@ absl::Status ByteStreamService::DoWrite(
   const std::string first_name = request.resource_name();
   OVPRESS_ASSIGN_OR_RETURN(const UploadName name, ParseUploadName(first_name));
   OVPRESS_ASSIGN_OR_RETURN(BlobStore::OpenedUpload upload,
-                           options_.blobs->OpenUpload(caller.owner, name));
+                           options_.blobs->OpenUpload(caller.identity, name));
   if (upload.already_exists) {
     response->set_committed_size(static_cast<int64_t>(name.ref.size_bytes));
     return absl::OkStatus();
@@ -166,9 +168,11 @@ absl::Status ByteStreamService::DoRead(const Caller& caller,
   OVPRESS_ASSIGN_OR_RETURN(const BlobRef ref,
                            ParseBlobName(request.resource_name()));
   OVPRESS_ASSIGN_OR_RETURN(Transfers::Handle transfer,
-                           transfers_->Open(context, caller.owner));
-  OVPRESS_ASSIGN_OR_RETURN(const std::unique_ptr<ByteSource> source,
-                           options_.blobs->OpenRead(caller.owner, ref));
+                           transfers_->Open(context, caller.identity));
+  OVPRESS_ASSIGN_OR_RETURN(
+      const std::unique_ptr<ByteSource> source,
+      caller.is_admin() ? options_.blobs->OpenReadAny(ref)
+                        : options_.blobs->OpenRead(caller.identity, ref));
   OVPRESS_ASSIGN_OR_RETURN(Range left, RangeOf(request, ref.size_bytes));
   while (left.size_bytes > 0) {
     const uint64_t size =

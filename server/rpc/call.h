@@ -3,6 +3,7 @@
 #define OVPRESS_SERVER_RPC_CALL_H_
 
 #include <chrono>
+#include <optional>
 #include <string>
 
 #include "absl/status/statusor.h"
@@ -11,21 +12,34 @@
 #include "grpcpp/support/status.h"
 #include "server/rpc/grpc_status.h"
 #include "server/rpc/identity.h"
-#include "server/rpc/metrics.h"
+#include "server/rpc/services.h"
 
 namespace ovpress {
 
-// Runs `body`, an absl::Status(const Caller&), as the call `method`
-// ("google.longrunning.Operations/GetOperation"): identifies the caller first,
-// counts the end, turns it into gRPC's.
+// A call as it is counted, and what its caller must be allowed to.
+struct Method {
+  const char* name;            // "google.longrunning.Operations/GetOperation"
+  std::optional<Scope> scope;  // nullopt: whoever is known may
+};
+
+// Counts and logs that a caller was turned away; never logs what it sent.
+void ReportRefusal(const RpcOptions& options, const Method& method,
+                   const grpc::ServerContextBase& context,
+                   const absl::Status& status);
+
+// Runs `body`, an absl::Status(const Caller&), as the call `method`: identifies
+// the caller first, counts the end, turns it into gRPC's.
 template <typename Body>
-grpc::Status RunCall(Metrics* metrics, const char* method,
+grpc::Status RunCall(const RpcOptions& options, const Method& method,
                      const grpc::ServerContextBase& context, Body body) {
   const auto start = std::chrono::steady_clock::now();
-  const absl::StatusOr<Caller> caller = IdentifyCaller(context);
+  const absl::StatusOr<Caller> caller =
+      IdentifyCaller(options.access, context, method.scope);
+  if (!caller.ok()) ReportRefusal(options, method, context, caller.status());
   const absl::Status status = caller.ok() ? body(*caller) : caller.status();
-  metrics->OnRpc(method, absl::StatusCodeToString(status.code()),
-                 absl::FromChrono(std::chrono::steady_clock::now() - start));
+  options.metrics->OnRpc(
+      method.name, absl::StatusCodeToString(status.code()),
+      absl::FromChrono(std::chrono::steady_clock::now() - start));
   return ToGrpcStatus(status);
 }
 

@@ -211,6 +211,7 @@ google::longrunning::Operation OperationFromView(const JobView& view) {
   metadata.set_weights_total(
       static_cast<int64_t>(view.progress.weights_total));
   metadata.set_queue_position(view.queue_position);
+  metadata.set_owner(job.spec.owner);
   if (view.eta.has_value()) SetDuration(*view.eta, metadata.mutable_eta());
   metadata.set_peak_memory_bytes(static_cast<int64_t>(job.memory_bytes));
   SetTime(job.created, metadata.mutable_create_time());

@@ -1,13 +1,17 @@
 #include "server/rpc/log.h"
 
 #include <algorithm>
+#include <cstring>
 #include <string>
 
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
+#include "absl/time/clock.h"
 #include "absl/time/time.h"
+#include "grpc/support/log.h"
 #include "nlohmann/json.hpp"
+#include "server/auth/rate_limiter.h"
 #include "spdlog/sinks/stdout_sinks.h"
 #include "spdlog/spdlog.h"
 
@@ -60,6 +64,25 @@ void SetUpLog(bool json) {
     spdlog::set_pattern("%Y-%m-%dT%H:%M:%S.%e%z %l %v");
   }
   spdlog::flush_on(spdlog::level::info);
+}
+
+void RouteGrpcLog() {
+  gpr_set_log_function([](gpr_log_func_args* line) {
+    constexpr double kLinesPerSecond = 5;
+    static RateLimiter* const lines = new RateLimiter();
+    if (!lines->Admit("", kLinesPerSecond, absl::Now()).ok()) return;
+    std::string message = absl::StrCat(
+        "gRPC: ",
+        std::string(line->message, strnlen(line->message, kMessageBytesMax)));
+    for (char& c : message) {
+      if (absl::ascii_iscntrl(static_cast<unsigned char>(c))) c = ' ';
+    }
+    // A client that fails is nothing that this server did wrong.
+    const auto level = line->severity == GPR_LOG_SEVERITY_ERROR
+                           ? spdlog::level::warn
+                           : spdlog::level::info;
+    spdlog::log(level, "{}", message);
+  });
 }
 
 void LogJob(spdlog::level::level_enum level, absl::string_view job_id,

@@ -20,6 +20,11 @@ std::unique_ptr<spdlog::formatter> MakeJsonLogFormatter();
 // text.
 void SetUpLog(bool json);
 
+// gRPC's own messages (failed TLS handshakes, above all) become lines of this
+// log, a few a second at most: anybody on the network can cause them. Before
+// gRPC is used.
+void RouteGrpcLog();
+
 // A line about a job: text starts with "job=ID ". `job_id` empty: "job=-".
 void LogJob(spdlog::level::level_enum level, absl::string_view job_id,
             absl::string_view message);

@@ -88,6 +88,12 @@ class MetricsImpl final : public Metrics {
     (upload ? bytes_up_ : bytes_down_).Increment(static_cast<double>(bytes));
   }
   void OnTransfersActive(int change) override { transfers_.Increment(change); }
+  void OnReload(bool ok) override {
+    reloads_.Add({{"outcome", ok ? "ok" : "failed"}}).Increment();
+  }
+  void SetCertificateEnd(absl::Time end) override {
+    certificate_end_.Add({}).Set(static_cast<double>(absl::ToUnixSeconds(end)));
+  }
 
   std::string Page(JobManager* jobs, BlobStore* blobs) override {
     const JobManagerStats job = jobs->Stats();
@@ -124,8 +130,8 @@ class MetricsImpl final : public Metrics {
   prometheus::Registry registry_;
   Family<Counter>& jobs_ =
       Counters("ovpress_jobs_total", "Finished jobs by outcome and mode");
-  Family<Counter>& rejected_ = Counters(
-      "ovpress_admission_rejected_total", "Requests refused, by limit");
+  Family<Counter>& rejected_ = Counters("ovpress_admission_rejected_total",
+                                        "Requests refused, by limit");
   Histogram& queue_ =
       Histograms("ovpress_job_queue_seconds", "From submission to start")
           .Add({}, kSeconds);
@@ -135,8 +141,8 @@ class MetricsImpl final : public Metrics {
                                        "Bytes of weights that jobs processed");
   Counter& weights_in_ = weights_.Add({{"direction", "in"}});
   Counter& weights_out_ = weights_.Add({{"direction", "out"}});
-  Family<Counter>& bytes_ =
-      Counters("ovpress_transfer_bytes_total", "Payload bytes over the network");
+  Family<Counter>& bytes_ = Counters("ovpress_transfer_bytes_total",
+                                     "Payload bytes over the network");
   Counter& bytes_up_ = bytes_.Add({{"direction", "upload"}});
   Counter& bytes_down_ = bytes_.Add({{"direction", "download"}});
   Gauge& transfers_ =
@@ -157,10 +163,9 @@ class MetricsImpl final : public Metrics {
   Counter& cache_misses_ =
       Counters("ovpress_result_cache_misses_total", "Jobs that had to run")
           .Add({});
-  Counter& replayed_ =
-      Counters("ovpress_journal_replayed_total",
-               "Jobs queued again after a stop in the middle")
-          .Add({});
+  Counter& replayed_ = Counters("ovpress_journal_replayed_total",
+                                "Jobs queued again after a stop in the middle")
+                           .Add({});
   Family<Counter>& handled_ =
       Counters("ovpress_rpc_handled_total", "Finished calls");
   Family<Histogram>& latency_ =
@@ -175,12 +180,19 @@ class MetricsImpl final : public Metrics {
           .Add({});
   Gauge& draining_ =
       Gauges("ovpress_draining", "1 while no new work is taken").Add({});
-  Gauge& store_ = Gauges("ovpress_store_bytes",
-                         "Blobs, staged uploads and reservations")
-                      .Add({});
+  Gauge& store_ =
+      Gauges("ovpress_store_bytes", "Blobs, staged uploads and reservations")
+          .Add({});
   Gauge& store_limit_ =
       Gauges("ovpress_store_limit_bytes", "What they may take")
           .Add({{"type", "reject"}});
+  Family<Counter>& reloads_ =
+      Counters("ovpress_access_reloads_total",
+               "Times that certificates, tokens, keys and quotas were read "
+               "again");
+  Family<Gauge>& certificate_end_ =
+      Gauges("ovpress_tls_certificate_not_after_seconds",
+             "When the server's certificate ends, in seconds since 1970");
   Gauge& resident_ =
       Gauges("process_resident_memory_bytes", "Resident memory").Add({});
 };

@@ -25,6 +25,10 @@ class Metrics : public Observer {
                      absl::Duration took) = 0;
   virtual void OnTransferBytes(bool upload, uint64_t bytes) = 0;
   virtual void OnTransfersActive(int change) = 0;
+  // Certificates, tokens, keys and quotas were read again, or could not be.
+  virtual void OnReload(bool ok) = 0;
+  // When the certificate in use ends.
+  virtual void SetCertificateEnd(absl::Time end) = 0;
   // The page in Prometheus' text format; gauges are read from the two.
   virtual std::string Page(JobManager* jobs, BlobStore* blobs) = 0;
 };

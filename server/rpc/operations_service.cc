@@ -50,68 +50,71 @@ absl::StatusOr<JobFilter> ParseFilter(const std::string& text) {
 grpc::Status OperationsService::ListOperations(
     grpc::ServerContext* context, const lro::ListOperationsRequest* request,
     lro::ListOperationsResponse* response) {
-  return RunCall(
-      options_.metrics, "google.longrunning.Operations/ListOperations",
-      *context, [&](const Caller& caller) -> absl::Status {
-        OVPRESS_ASSIGN_OR_RETURN(const JobFilter filter,
-                                 ParseFilter(request->filter()));
-        OVPRESS_ASSIGN_OR_RETURN(
-            const JobManager::Page page,
-            options_.manager->List(caller.owner, filter, request->page_size(),
-                                   request->page_token()));
-        for (const JobView& view : page.jobs) {
-          *response->add_operations() = OperationFromView(view);
-        }
-        response->set_next_page_token(page.next_page_token);
-        return absl::OkStatus();
-      });
+  return RunCall(options_,
+                 {"google.longrunning.Operations/ListOperations", Scope::kRead},
+                 *context, [&](const Caller& caller) -> absl::Status {
+                   OVPRESS_ASSIGN_OR_RETURN(const JobFilter filter,
+                                            ParseFilter(request->filter()));
+                   OVPRESS_ASSIGN_OR_RETURN(
+                       const JobManager::Page page,
+                       options_.manager->List(JobsSeenBy(caller), filter,
+                                              request->page_size(),
+                                              request->page_token()));
+                   for (const JobView& view : page.jobs) {
+                     *response->add_operations() = OperationFromView(view);
+                   }
+                   response->set_next_page_token(page.next_page_token);
+                   return absl::OkStatus();
+                 });
 }
 
 grpc::Status OperationsService::GetOperation(
     grpc::ServerContext* context, const lro::GetOperationRequest* request,
     lro::Operation* response) {
-  return RunCall(options_.metrics, "google.longrunning.Operations/GetOperation",
-                 *context, [&](const Caller& caller) -> absl::Status {
-                   OVPRESS_ASSIGN_OR_RETURN(const std::string id,
-                                            JobIdOf(request->name()));
-                   OVPRESS_ASSIGN_OR_RETURN(
-                       const JobView view,
-                       options_.manager->Get(caller.owner, id));
-                   *response = OperationFromView(view);
-                   return absl::OkStatus();
-                 });
+  return RunCall(
+      options_, {"google.longrunning.Operations/GetOperation", Scope::kRead},
+      *context, [&](const Caller& caller) -> absl::Status {
+        OVPRESS_ASSIGN_OR_RETURN(const std::string id,
+                                 JobIdOf(request->name()));
+        OVPRESS_ASSIGN_OR_RETURN(const JobView view,
+                                 options_.manager->Get(JobsSeenBy(caller), id));
+        *response = OperationFromView(view);
+        return absl::OkStatus();
+      });
 }
 
 grpc::Status OperationsService::DeleteOperation(
     grpc::ServerContext* context, const lro::DeleteOperationRequest* request,
     google::protobuf::Empty*) {
-  return RunCall(options_.metrics,
-                 "google.longrunning.Operations/DeleteOperation", *context,
-                 [&](const Caller& caller) -> absl::Status {
-                   OVPRESS_ASSIGN_OR_RETURN(const std::string id,
-                                            JobIdOf(request->name()));
-                   return options_.manager->Delete(caller.owner, id);
-                 });
+  return RunCall(
+      options_,
+      {"google.longrunning.Operations/DeleteOperation", Scope::kSubmit},
+      *context, [&](const Caller& caller) -> absl::Status {
+        OVPRESS_ASSIGN_OR_RETURN(const std::string id,
+                                 JobIdOf(request->name()));
+        return options_.manager->Delete(JobsSeenBy(caller), id);
+      });
 }
 
 grpc::Status OperationsService::CancelOperation(
     grpc::ServerContext* context, const lro::CancelOperationRequest* request,
     google::protobuf::Empty*) {
-  return RunCall(options_.metrics,
-                 "google.longrunning.Operations/CancelOperation", *context,
-                 [&](const Caller& caller) -> absl::Status {
-                   OVPRESS_ASSIGN_OR_RETURN(const std::string id,
-                                            JobIdOf(request->name()));
-                   return options_.manager->Cancel(caller.owner, id);
-                 });
+  return RunCall(
+      options_,
+      {"google.longrunning.Operations/CancelOperation", Scope::kSubmit},
+      *context, [&](const Caller& caller) -> absl::Status {
+        OVPRESS_ASSIGN_OR_RETURN(const std::string id,
+                                 JobIdOf(request->name()));
+        return options_.manager->Cancel(JobsSeenBy(caller), id);
+      });
 }
 
 grpc::Status OperationsService::WaitOperation(
     grpc::ServerContext* context, const lro::WaitOperationRequest* request,
     lro::Operation* response) {
   return RunCall(
-      options_.metrics, "google.longrunning.Operations/WaitOperation", *context,
-      [&](const Caller& caller) -> absl::Status {
+      options_, {"google.longrunning.Operations/WaitOperation", Scope::kRead},
+      *context, [&](const Caller& caller) -> absl::Status {
         OVPRESS_ASSIGN_OR_RETURN(const std::string id,
                                  JobIdOf(request->name()));
         absl::Duration left = kWaitMax;
@@ -120,12 +123,14 @@ grpc::Status OperationsService::WaitOperation(
               std::min(left, absl::Seconds(request->timeout().seconds()) +
                                  absl::Nanoseconds(request->timeout().nanos()));
         }
+        OVPRESS_ASSIGN_OR_RETURN(const Watchers::Handle place,
+                                 watchers_->Open(caller.identity));
         // In slices, to see that the client is still there.
         while (true) {
           const absl::Duration slice = std::min(left, absl::Milliseconds(500));
           OVPRESS_ASSIGN_OR_RETURN(
               const JobView view,
-              options_.manager->Wait(caller.owner, id, slice));
+              options_.manager->Wait(JobsSeenBy(caller), id, slice));
           left -= slice;
           if (IsFinal(view.record.state) || left <= absl::ZeroDuration()) {
             *response = OperationFromView(view);

@@ -4,14 +4,16 @@
 
 #include "google/longrunning/operations.grpc.pb.h"
 #include "server/rpc/services.h"
+#include "server/rpc/watchers.h"
 
 namespace ovpress {
 
-// `options` outlives the service.
+// Both arguments outlive the service.
 class OperationsService final
     : public google::longrunning::Operations::Service {
  public:
-  explicit OperationsService(const RpcOptions& options) : options_(options) {}
+  OperationsService(const RpcOptions& options, Watchers* watchers)
+      : options_(options), watchers_(watchers) {}
 
   grpc::Status ListOperations(
       grpc::ServerContext* context,
@@ -36,6 +38,7 @@ class OperationsService final
 
  private:
   const RpcOptions& options_;
+  Watchers* const watchers_;
 };
 
 }  // namespace ovpress

@@ -5,6 +5,7 @@
 #include "server/rpc/byte_stream_service.h"
 #include "server/rpc/operations_service.h"
 #include "server/rpc/transfers.h"
+#include "server/rpc/watchers.h"
 #include "server/rpc/weight_compression_service.h"
 
 namespace ovpress {
@@ -14,10 +15,11 @@ class RpcServicesImpl final : public RpcServices {
  public:
   explicit RpcServicesImpl(RpcOptions options)
       : options_(std::move(options)),
-        transfers_(options_.transfer, options_.metrics),
+        transfers_(options_.transfer, options_.access, options_.metrics),
+        watchers_(options_.transfer, options_.access, options_.metrics),
         byte_stream_(options_, &transfers_),
-        operations_(options_),
-        compression_(options_, &transfers_) {}
+        operations_(options_, &watchers_),
+        compression_(options_, &transfers_, &watchers_) {}
   void Register(grpc::ServerBuilder* builder) override {
     builder->SetMaxReceiveMessageSize(
         static_cast<int>(options_.transfer.max_message_bytes));
@@ -29,6 +31,7 @@ class RpcServicesImpl final : public RpcServices {
  private:
   const RpcOptions options_;
   Transfers transfers_;
+  Watchers watchers_;
   ByteStreamService byte_stream_;
   OperationsService operations_;
   WeightCompressionService compression_;

@@ -8,6 +8,7 @@
 #include <memory>
 
 #include "grpcpp/server_builder.h"
+#include "server/auth/access_control.h"
 #include "server/jobs/blob_store.h"
 #include "server/jobs/job_manager.h"
 #include "server/jobs/limits.h"
@@ -23,6 +24,8 @@ struct RpcOptions {
   JobManager* manager = nullptr;
   BlobStore* blobs = nullptr;
   Metrics* metrics = nullptr;
+  // Null: everybody is the anonymous caller. Outlives the services.
+  AccessControl* access = nullptr;
 };
 
 class RpcServices {

@@ -32,8 +32,12 @@ void Transfers::Entry::Touch() {
   last = Steady::now().time_since_epoch().count();
 }
 
-Transfers::Transfers(const TransferLimits& limits, Metrics* metrics)
-    : limits_(limits), metrics_(metrics), watchdog_([this] { Watch(); }) {}
+Transfers::Transfers(const TransferLimits& limits, const QuotaSource* quotas,
+                     Metrics* metrics)
+    : limits_(limits),
+      quotas_(quotas),
+      metrics_(metrics),
+      watchdog_([this] { Watch(); }) {}
 
 Transfers::~Transfers() {
   {
@@ -46,18 +50,22 @@ Transfers::~Transfers() {
 
 absl::StatusOr<Transfers::Handle> Transfers::Open(grpc::ServerContext* context,
                                                   const std::string& owner) {
+  const OwnerQuota quota =
+      quotas_ == nullptr ? OwnerQuota{} : quotas_->QuotaOf(owner);
+  const int own_most =
+      quota.max_transfers.value_or(limits_.max_transfers_per_owner);
   MutexLock lock(&mutex_);
   const auto of_owner =
       std::count_if(entries_.begin(), entries_.end(),
                     [&](const Entry& entry) { return entry.owner == owner; });
   const bool full =
       entries_.size() >= static_cast<size_t>(limits_.max_transfers);
-  if (full || of_owner >= limits_.max_transfers_per_owner) {
+  if (full || of_owner >= own_most) {
     const LimitDetails details{
         .limit = full ? "max_transfers" : "max_transfers_per_owner",
         .subject = full ? "server" : absl::StrCat("client:", owner),
-        .limit_value = static_cast<uint64_t>(
-            full ? limits_.max_transfers : limits_.max_transfers_per_owner),
+        .limit_value =
+            static_cast<uint64_t>(full ? limits_.max_transfers : own_most),
         .requested =
             full ? entries_.size() + 1 : static_cast<uint64_t>(of_owner) + 1,
         .retry_after = absl::Seconds(2)};

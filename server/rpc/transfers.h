@@ -14,6 +14,7 @@
 #include "core/base/mutex.h"
 #include "grpcpp/server_context.h"
 #include "server/jobs/limits.h"
+#include "server/jobs/quotas.h"
 #include "server/rpc/metrics.h"
 
 namespace ovpress {
@@ -21,7 +22,9 @@ namespace ovpress {
 // Thread-safe. Outlives its handles. Owns a thread that looks for idle ones.
 class Transfers {
  public:
-  Transfers(const TransferLimits& limits, Metrics* metrics);
+  // `quotas` may be null.
+  Transfers(const TransferLimits& limits, const QuotaSource* quotas,
+            Metrics* metrics);
   ~Transfers();
 
   class Handle;
@@ -42,6 +45,7 @@ class Transfers {
   void Watch();
 
   const TransferLimits limits_;
+  const QuotaSource* const quotas_;
   Metrics* const metrics_;
   Mutex mutex_;
   CondVar wake_;

@@ -47,30 +47,30 @@ class LatestView {
 }  // namespace
 
 WeightCompressionService::WeightCompressionService(const RpcOptions& options,
-                                                   Transfers* transfers)
-    : options_(options), transfers_(transfers) {
+                                                   Transfers* transfers,
+                                                   Watchers* watchers)
+    : options_(options), transfers_(transfers), watchers_(watchers) {
   using Self = WeightCompressionService;
   const int index = v1::CompressStreamRequest::descriptor()
                         ->file()
                         ->FindServiceByName("WeightCompression")
                         ->FindMethodByName("CompressStream")
                         ->index();
-  MarkMethodStreamed(index,
-                     new grpc::internal::BidiStreamingHandler<
-                         Self, ovpress::CompressStream::Request,
-                         ovpress::CompressStream::Response>(
-                         [](Self* service, grpc::ServerContext* context,
-                            ovpress::CompressStream::Stream* stream) {
-                           return service->Stream(context, stream);
-                         },
-                         this));
+  MarkMethodStreamed(index, new grpc::internal::BidiStreamingHandler<
+                                Self, ovpress::CompressStream::Request,
+                                ovpress::CompressStream::Response>(
+                                [](Self* service, grpc::ServerContext* context,
+                                   ovpress::CompressStream::Stream* stream) {
+                                  return service->Stream(context, stream);
+                                },
+                                this));
 }
 
 grpc::Status WeightCompressionService::GetCapabilities(
     grpc::ServerContext* context, const v1::GetCapabilitiesRequest*,
     v1::GetCapabilitiesResponse* response) {
   return RunCall(
-      options_.metrics, "ovpress.v1.WeightCompression/GetCapabilities",
+      options_, {"ovpress.v1.WeightCompression/GetCapabilities", std::nullopt},
       *context, [&](const Caller&) {
         *response =
             Capabilities(options_.transfer, options_.store, options_.jobs);
@@ -82,7 +82,8 @@ grpc::Status WeightCompressionService::FindMissingBlobs(
     grpc::ServerContext* context, const v1::FindMissingBlobsRequest* request,
     v1::FindMissingBlobsResponse* response) {
   return RunCall(
-      options_.metrics, "ovpress.v1.WeightCompression/FindMissingBlobs",
+      options_,
+      {"ovpress.v1.WeightCompression/FindMissingBlobs", Scope::kSubmit},
       *context, [&](const Caller& caller) -> absl::Status {
         if (request->blobs_size() > options_.transfer.max_find_missing_blobs) {
           return absl::InvalidArgumentError(
@@ -95,7 +96,7 @@ grpc::Status WeightCompressionService::FindMissingBlobs(
         }
         OVPRESS_ASSIGN_OR_RETURN(
             const std::vector<BlobRef> missing,
-            options_.blobs->FindMissing(caller.owner, refs));
+            options_.blobs->FindMissing(caller.identity, refs));
         for (const BlobRef& ref : missing) {
           RefToProto(ref, response->add_missing_blobs());
         }
@@ -106,11 +107,12 @@ grpc::Status WeightCompressionService::FindMissingBlobs(
 grpc::Status WeightCompressionService::EstimateCompression(
     grpc::ServerContext* context, const v1::EstimateCompressionRequest* request,
     v1::EstimateCompressionResponse* response) {
-  return RunCall(options_.metrics,
-                 "ovpress.v1.WeightCompression/EstimateCompression", *context,
-                 [&](const Caller& caller) {
-                   return Estimate(caller, *request, response);
-                 });
+  return RunCall(
+      options_,
+      {"ovpress.v1.WeightCompression/EstimateCompression", Scope::kSubmit},
+      *context, [&](const Caller& caller) {
+        return Estimate(caller, *request, response);
+      });
 }
 
 absl::Status WeightCompressionService::Estimate(
@@ -125,7 +127,7 @@ absl::Status WeightCompressionService::Estimate(
   if (request.has_xml_blob()) {
     const BlobRef ref = RefFromProto(request.xml_blob());
     OVPRESS_RETURN_IF_ERROR(ValidateBlobRef(ref));
-    OVPRESS_ASSIGN_OR_RETURN(xml, ReadBlob(options_.blobs, caller.owner, ref,
+    OVPRESS_ASSIGN_OR_RETURN(xml, ReadBlob(options_.blobs, caller.identity, ref,
                                            options_.jobs.max_xml_bytes));
   }
   OVPRESS_ASSIGN_OR_RETURN(const CompressionOptions options,
@@ -145,10 +147,10 @@ grpc::Status WeightCompressionService::CompressModel(
     grpc::ServerContext* context, const v1::CompressModelRequest* request,
     lro::Operation* response) {
   return RunCall(
-      options_.metrics, "ovpress.v1.WeightCompression/CompressModel", *context,
-      [&](const Caller& caller) -> absl::Status {
+      options_, {"ovpress.v1.WeightCompression/CompressModel", Scope::kSubmit},
+      *context, [&](const Caller& caller) -> absl::Status {
         OVPRESS_ASSIGN_OR_RETURN(const JobSpec spec,
-                                 SpecFromProto(*request, caller.owner));
+                                 SpecFromProto(*request, caller.identity));
         OVPRESS_ASSIGN_OR_RETURN(
             const JobView view,
             options_.manager->Submit(spec, request->validate_only()));
@@ -160,9 +162,9 @@ grpc::Status WeightCompressionService::CompressModel(
 grpc::Status WeightCompressionService::WatchOperation(
     grpc::ServerContext* context, const v1::WatchOperationRequest* request,
     grpc::ServerWriter<lro::Operation>* writer) {
-  return RunCall(options_.metrics,
-                 "ovpress.v1.WeightCompression/WatchOperation", *context,
-                 [&](const Caller& caller) {
+  return RunCall(options_,
+                 {"ovpress.v1.WeightCompression/WatchOperation", Scope::kRead},
+                 *context, [&](const Caller& caller) {
                    return Watch(caller, *context, request->name(), writer);
                  });
 }
@@ -171,22 +173,15 @@ absl::Status WeightCompressionService::Watch(
     const Caller& caller, const grpc::ServerContext& context,
     const std::string& name, grpc::ServerWriter<lro::Operation>* writer) {
   OVPRESS_ASSIGN_OR_RETURN(const std::string id, JobIdOf(name));
-  if (options_.manager->Stats().watchers >=
-      options_.transfer.max_watchers_per_owner) {
-    return LimitError("too many watchers",
-                      {.limit = "max_watchers_per_owner",
-                       .subject = "server",
-                       .limit_value = static_cast<uint64_t>(
-                           options_.transfer.max_watchers_per_owner),
-                       .retry_after = absl::Seconds(5)});
-  }
+  OVPRESS_ASSIGN_OR_RETURN(const Watchers::Handle place,
+                           watchers_->Open(caller.identity));
   const auto latest = std::make_shared<LatestView>();
-  OVPRESS_ASSIGN_OR_RETURN(
-      const std::unique_ptr<ovpress::Watch> watch,
-      options_.manager->Subscribe(
-          caller.owner, id, [latest](const absl::StatusOr<JobView>& view) {
-            latest->Set(view);
-          }));
+  OVPRESS_ASSIGN_OR_RETURN(const std::unique_ptr<ovpress::Watch> watch,
+                           options_.manager->Subscribe(
+                               JobsSeenBy(caller), id,
+                               [latest](const absl::StatusOr<JobView>& view) {
+                                 latest->Set(view);
+                               }));
   while (!context.IsCancelled()) {
     const std::optional<absl::StatusOr<JobView>> view = latest->Take();
     if (!view.has_value()) continue;
@@ -201,14 +196,14 @@ absl::Status WeightCompressionService::Watch(
 grpc::Status WeightCompressionService::Stream(
     grpc::ServerContext* context, ovpress::CompressStream::Stream* stream) {
   return RunCall(
-      options_.metrics, "ovpress.v1.WeightCompression/CompressStream", *context,
-      [&](const Caller& caller) -> absl::Status {
+      options_, {"ovpress.v1.WeightCompression/CompressStream", Scope::kSubmit},
+      *context, [&](const Caller& caller) -> absl::Status {
         OVPRESS_ASSIGN_OR_RETURN(Transfers::Handle transfer,
-                                 transfers_->Open(context, caller.owner));
+                                 transfers_->Open(context, caller.identity));
         return ovpress::CompressStream({.options = &options_,
                                         .transfer = &transfer,
                                         .stream = stream,
-                                        .owner = caller.owner})
+                                        .owner = caller.identity})
             .Run();
       });
 }

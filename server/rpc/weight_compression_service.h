@@ -10,13 +10,15 @@
 #include "server/rpc/identity.h"
 #include "server/rpc/services.h"
 #include "server/rpc/transfers.h"
+#include "server/rpc/watchers.h"
 
 namespace ovpress {
 
-// Both arguments outlive the service.
+// All arguments outlive the service.
 class WeightCompressionService final : public v1::WeightCompression::Service {
  public:
-  WeightCompressionService(const RpcOptions& options, Transfers* transfers);
+  WeightCompressionService(const RpcOptions& options, Transfers* transfers,
+                           Watchers* watchers);
 
   grpc::Status GetCapabilities(grpc::ServerContext* context,
                                const v1::GetCapabilitiesRequest* request,
@@ -49,6 +51,7 @@ class WeightCompressionService final : public v1::WeightCompression::Service {
 
   const RpcOptions& options_;
   Transfers* const transfers_;
+  Watchers* const watchers_;
 };
 
 }  // namespace ovpress

@@ -168,7 +168,40 @@ void OtherSeeds() {
 }
 
 #ifdef OVPRESS_FUZZ_WITH_SERVER
+void AccessSeeds() {
+  const std::string hash(64, 'b');
+  Write("access", "tokens",
+        absl::StrCat(R"(t{"tokens":[{"identity":"a","sha256":")", hash,
+                     R"(","scopes":["submit","read"],"expires":)"
+                     R"("2030-01-01T00:00:00Z","comment":"c"}],)"
+                     R"("certificates":[{"identity":"cert:x","scopes":)"
+                     R"(["admin"],"comment":"d"}]})"));
+  Write("access", "quotas",
+        R"(q{"identities":{"a":{"max_bytes":"2GiB","max_uploads":1,)"
+        R"("max_queued":2,"max_running":3,"max_transfers":4,"max_watchers":5,)"
+        R"("max_requests_per_second":0.5}}})");
+  // The public keys of RFC 7517, appendix A.1.
+  Write("access", "keys",
+        R"(k{"keys":[{"kty":"EC","crv":"P-256",)"
+        R"("x":"MKBCTNIcKUSDii11ySs3526iDZ8AiTo7Tu6KPAqv7D4",)"
+        R"("y":"4Etl6SRW2YiLUrN5vfvVHuhp7x8PxltmWWlbbM4IFyM",)"
+        R"("use":"sig","alg":"ES256","key_ops":["verify"],"kid":"1"},)"
+        R"({"kty":"RSA","n":"0vx7agoebGcQSuuPiLJXZptN9nndrQmbXEps2aiAFbWhM78L)"
+        R"(hWx4cbbfAAtVT86zwu1RK7aPFFxuhDR1L6tSoc_BJECPebWKRXjBZCiFV4n3oknjhM)"
+        R"(stn64tZ_2W-5JsGY4Hc5n9yBXArwl93lqt7_RN5w6Cf0h4QyQ5v-65YGjQR0_FDW2Q)"
+        R"(vzqY368QQMicAtaSqzs8KJZgnYb9c7d0zgdAZHzu6qMQvRL5hajrn1n91CbOpbISD0)"
+        R"(8qNLyrdkt-bFTWhAI4vMQFh6WeZu0fM4lFd2NcRwr3XPksINHaQ-G_xBniIqbw0Ls1)"
+        R"(jF44-csFCur-kEgU8awapJzKnqDKgw","e":"AQAB","alg":"RS256",)"
+        R"("kid":"2011-04-29"}]})");
+  Write("access", "claims",
+        R"(c{"iss":"i","aud":["x","a"],"sub":"s","exp":2000,"nbf":900.5,)"
+        R"("iat":900,"scope":"submit read admin"})");
+  Write("access", "header", R"(h{"alg":"ES256","kid":"k","typ":"JWT"})");
+  Write("access", "forged", "jeyJhbGciOiJub25lIiwia2lkIjoiayJ9.e30.");
+}
+
 void ServerSeeds() {
+  AccessSeeds();
   const std::string digest(64, 'a');
   Write("names", "blob", absl::StrCat("blobs/", digest, "/12"));
   Write("names", "upload",

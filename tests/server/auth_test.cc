@@ -7,13 +7,13 @@
 #include <fstream>
 #include <thread>
 
+#include "core/base/loopback.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "server/auth/access_control.h"
 #include "server/auth/base64url.h"
 #include "server/auth/certificate_files.h"
 #include "server/auth/json_fields.h"
-#include "server/auth/listen_address.h"
 #include "server/jobs/errors.h"
 #include "tests/testing/jwt_signer.h"
 #include "tests/testing/status_matchers.h"
@@ -519,7 +519,7 @@ TEST(QuotaFileTest, ReadsUnitsAndRefusesTheRest) {
 
 // --- addresses ---
 
-TEST(ListenAddressTest, WhatCannotBeToldIsNotLoopback) {
+TEST(LoopbackTest, WhatCannotBeToldIsNotLoopback) {
   for (const char* address :
        {"127.0.0.1:1", "127.8.9.1:0", "[::1]:1", "localhost:1",
         "ipv4:127.0.0.1:1", "ipv6:[::1]:1", "dns:///localhost:1",
@@ -759,7 +759,8 @@ TEST_F(AccessTest, CertificateFilesAreCheckedBeforeUse) {
   const absl::Time now = absl::UnixEpoch();
   const auto pems = LoadCertificates(files, now);
   ASSERT_TRUE(pems.ok()) << pems.status();
-  EXPECT_EQ(pems->subject, "/CN=one");
+  EXPECT_EQ(pems->certificate, one.certificate);
+  EXPECT_EQ(pems->key, one.key);
   EXPECT_EQ(pems->not_after, now + absl::Seconds(1000));
   EXPECT_EQ(pems->client_ca, two.certificate);
   EXPECT_THAT(LoadCertificates(files, now + absl::Seconds(1000)),

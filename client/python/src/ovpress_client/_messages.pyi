@@ -185,6 +185,18 @@ class LocalizedMessage(Message):
     message: str
     def __init__(self, *, locale: Optional[str] = ..., message: Optional[str] = ...) -> None: ...
 
+class HealthCheckRequest(Message):
+    service: str
+    def __init__(self, *, service: Optional[str] = ...) -> None: ...
+
+class HealthCheckResponse(Message):
+    UNKNOWN: int
+    SERVING: int
+    NOT_SERVING: int
+    SERVICE_UNKNOWN: int
+    status: int
+    def __init__(self, *, status: Optional[int] = ...) -> None: ...
+
 class Blob(Message):
     sha256: str
     size_bytes: int
@@ -384,7 +396,8 @@ class CompressModelMetadata(Message):
     def model(self) -> ModelBlobs: ...
     @property
     def options(self) -> CompressionOptions: ...
-    def __init__(self, *, state: Optional[int] = ..., phase: Optional[int] = ..., bytes_done: Optional[int] = ..., bytes_total: Optional[int] = ..., weights_done: Optional[int] = ..., weights_total: Optional[int] = ..., queue_position: Optional[int] = ..., eta: Optional[Duration] = ..., peak_memory_bytes: Optional[int] = ..., warnings: Optional[Iterable[str]] = ..., create_time: Optional[Timestamp] = ..., start_time: Optional[Timestamp] = ..., end_time: Optional[Timestamp] = ..., expire_time: Optional[Timestamp] = ..., attempt: Optional[int] = ..., request_id: Optional[str] = ..., labels: Optional[Mapping[str, str]] = ..., priority: Optional[int] = ..., model: Optional[ModelBlobs] = ..., options: Optional[CompressionOptions] = ...) -> None: ...
+    owner: str
+    def __init__(self, *, state: Optional[int] = ..., phase: Optional[int] = ..., bytes_done: Optional[int] = ..., bytes_total: Optional[int] = ..., weights_done: Optional[int] = ..., weights_total: Optional[int] = ..., queue_position: Optional[int] = ..., eta: Optional[Duration] = ..., peak_memory_bytes: Optional[int] = ..., warnings: Optional[Iterable[str]] = ..., create_time: Optional[Timestamp] = ..., start_time: Optional[Timestamp] = ..., end_time: Optional[Timestamp] = ..., expire_time: Optional[Timestamp] = ..., attempt: Optional[int] = ..., request_id: Optional[str] = ..., labels: Optional[Mapping[str, str]] = ..., priority: Optional[int] = ..., model: Optional[ModelBlobs] = ..., options: Optional[CompressionOptions] = ..., owner: Optional[str] = ...) -> None: ...
 
 class CompressModelResponse(Message):
     @property
@@ -463,15 +476,3 @@ class CompressStreamResponse(Message):
     @property
     def result(self) -> CompressStreamResult: ...
     def __init__(self, *, plan: Optional[CompressStreamPlan] = ..., progress: Optional[CompressStreamProgress] = ..., xml_chunk: Optional[bytes] = ..., bin_chunk: Optional[bytes] = ..., report_chunk: Optional[bytes] = ..., result: Optional[CompressStreamResult] = ...) -> None: ...
-
-class HealthCheckRequest(Message):
-    service: str
-    def __init__(self, *, service: Optional[str] = ...) -> None: ...
-
-class HealthCheckResponse(Message):
-    UNKNOWN: int
-    SERVING: int
-    NOT_SERVING: int
-    SERVICE_UNKNOWN: int
-    status: int
-    def __init__(self, *, status: Optional[int] = ...) -> None: ...

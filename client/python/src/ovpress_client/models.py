@@ -80,6 +80,8 @@ class Job:
     start_time: Optional[datetime.datetime]
     end_time: Optional[datetime.datetime]
     expire_time: Optional[datetime.datetime]
+    #: The identity that started it; empty where callers need not say who they are.
+    owner: str
     warnings: Tuple[str, ...]
     #: Why it failed or was cancelled; None otherwise.
     error: Optional[OvpressError]
@@ -262,6 +264,7 @@ def job_from_proto(operation: pb.Operation) -> Job:
         start_time=_time(data, "start_time"),
         end_time=_time(data, "end_time"),
         expire_time=_time(data, "expire_time"),
+        owner=data.owner,
         warnings=tuple(data.warnings),
         error=error,
         outcome=outcome,

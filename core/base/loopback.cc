@@ -1,4 +1,4 @@
-#include "server/auth/listen_address.h"
+#include "core/base/loopback.h"
 
 #include <arpa/inet.h>
 
