@@ -1,5 +1,7 @@
 #include "client/cli/remote.h"
 
+#include <stdlib.h>
+
 #include <filesystem>
 #include <iostream>
 #include <limits>
@@ -29,10 +31,19 @@ int Fail(const absl::Status& status) {
   return InterruptFlag().load() ? kExitInterrupted : kExitFailed;
 }
 
-std::unique_ptr<Client> Connect(const RemoteFlags& flags, bool stoppable) {
+absl::StatusOr<std::unique_ptr<Client>> Connect(const RemoteFlags& flags) {
+  // gRPC would print failed handshakes beside our one line of error.
+  ::setenv("GRPC_VERBOSITY", "NONE", /*overwrite=*/0);
   return Client::Create({.server = flags.server,
+                         .tls = flags.tls,
+                         .tls_ca_file = flags.tls_ca,
+                         .tls_cert_file = flags.tls_cert,
+                         .tls_key_file = flags.tls_key,
+                         .tls_server_name = flags.tls_server_name,
+                         .token_file = flags.token_file,
+                         .allow_insecure_token = flags.allow_insecure_token,
                          .retry_for = absl::Seconds(flags.retry_seconds),
-                         .stop = stoppable ? &InterruptFlag() : nullptr});
+                         .stop = &InterruptFlag()});
 }
 
 std::string NameOf(const std::string& job) {
@@ -388,6 +399,34 @@ void RemoteFlags::Register(CLI::App* app) {
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str()
       ->group("Remote");
+  app->add_flag("--tls", tls,
+                "Encrypt; the next three do, too. The server must have a "
+                "certificate that --tls-ca, or else this system, trusts")
+      ->group("Remote");
+  const auto file = [app](const std::string& name, std::string* value,
+                          const std::string& help,
+                          const std::string& variable) {
+    app->add_option(name, *value, help)
+        ->type_name("FILE")
+        ->envname(variable)
+        ->group("Remote");
+  };
+  file("--tls-ca", &tls_ca, "CA certificates to trust, PEM", "OVPRESS_TLS_CA");
+  file("--tls-cert", &tls_cert, "Our certificate for mutual TLS, PEM",
+       "OVPRESS_TLS_CERT");
+  file("--tls-key", &tls_key, "Its key, PEM", "OVPRESS_TLS_KEY");
+  app->add_option("--tls-server-name", tls_server_name,
+                  "The name in the server's certificate, if not that in "
+                  "--server")
+      ->type_name("NAME")
+      ->group("Remote");
+  file("--token-file", &token_file,
+       "The bearer token, on one line; never sent unencrypted beyond this "
+       "machine",
+       "OVPRESS_TOKEN_FILE");
+  app->add_flag("--allow-insecure-token", allow_insecure_token,
+                "Send the token even so")
+      ->group("Remote");
 }
 
 int CompressRemote(const RemoteCompressArgs& args) {
@@ -400,7 +439,10 @@ int CompressRemote(const RemoteCompressArgs& args) {
     std::cerr << "ovpress: " << request.status().message() << "\n";
     return kExitUsage;
   }
-  const std::unique_ptr<Client> client = Connect(args.remote, true);
+  const absl::StatusOr<std::unique_ptr<Client>> connected =
+      Connect(args.remote);
+  if (!connected.ok()) return Fail(connected.status());
+  Client* const client = connected->get();
   ProgressBar bar(!args.quiet, stderr);
   std::string job;
   const absl::Status status =
@@ -431,8 +473,9 @@ void RegisterRemoteCommands(CLI::App* app, int* exit_code) {
           ->type_name("JOB");
     }
     sub->callback([run, exit_code] {
-      const std::unique_ptr<Client> client = Connect(command.remote, true);
-      const absl::Status status = run(*client);
+      const absl::StatusOr<std::unique_ptr<Client>> client =
+          Connect(command.remote);
+      const absl::Status status = client.ok() ? run(**client) : client.status();
       *exit_code = status.ok() ? kExitDone : Fail(status);
     });
     return sub;

@@ -14,6 +14,13 @@ struct RemoteFlags {
   bool detach = false;
   bool stream = false;
   double retry_seconds = 120;
+  bool tls = false;
+  std::string tls_ca;
+  std::string tls_cert;
+  std::string tls_key;
+  std::string tls_server_name;
+  std::string token_file;
+  bool allow_insecure_token = false;
   void Register(CLI::App* app);
 };
 

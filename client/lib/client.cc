@@ -5,14 +5,18 @@
 #include <thread>
 #include <utility>
 
+#include "absl/strings/ascii.h"
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "client/lib/stream_call.h"
+#include "core/base/loopback.h"
 #include "core/base/mutex.h"
 #include "core/base/sha256.h"
 #include "core/base/status_macros.h"
 #include "google/bytestream/bytestream.grpc.pb.h"
 #include "google/longrunning/operations.grpc.pb.h"
+#include "grpc/health/v1/health.grpc.pb.h"
 #include "grpcpp/grpcpp.h"
 #include "ovpress/v1/compression.grpc.pb.h"
 
@@ -46,9 +50,76 @@ absl::Status ReadChunk(ByteSource& bytes, uint64_t at, std::string* chunk) {
   return bytes.ReadAt(at, AsWritableBytes(*chunk));
 }
 
+constexpr char kServiceName[] = "ovpress.v1.WeightCompression";
+// Certificates, keys and tokens: a bundle of all public CAs is 220 KB.
+constexpr uint64_t kCredentialBytesMax = 4u << 20;
+
+absl::StatusOr<std::string> ReadPem(const std::string& path) {
+  if (path.empty()) return "";
+  OVPRESS_ASSIGN_OR_RETURN(std::string text,
+                           ReadSmallFile(path, kCredentialBytesMax));
+  if (!absl::StrContains(text, "-----BEGIN ")) {
+    return absl::InvalidArgumentError(absl::StrCat(path, ": no PEM in it"));
+  }
+  return text;
+}
+
+bool UsesTls(const ClientOptions& options) {
+  return options.tls || !options.tls_ca_file.empty() ||
+         !options.tls_cert_file.empty();
+}
+
+absl::StatusOr<std::shared_ptr<grpc::ChannelCredentials>> MakeCredentials(
+    const ClientOptions& options) {
+  if (!UsesTls(options)) return grpc::InsecureChannelCredentials();
+  grpc::SslCredentialsOptions ssl;
+  OVPRESS_ASSIGN_OR_RETURN(ssl.pem_root_certs, ReadPem(options.tls_ca_file));
+  OVPRESS_ASSIGN_OR_RETURN(ssl.pem_cert_chain, ReadPem(options.tls_cert_file));
+  OVPRESS_ASSIGN_OR_RETURN(ssl.pem_private_key, ReadPem(options.tls_key_file));
+  return grpc::SslCredentials(ssl);
+}
+
+// What goes into the authorization metadata; "" without a token.
+absl::StatusOr<std::string> ReadAuthorization(const ClientOptions& options) {
+  if (options.token_file.empty()) return "";
+  OVPRESS_ASSIGN_OR_RETURN(
+      const std::string text,
+      ReadSmallFile(options.token_file, kCredentialBytesMax));
+  const absl::string_view token = absl::StripAsciiWhitespace(text);
+  const bool fine =
+      !token.empty() && std::all_of(token.begin(), token.end(),
+                                    [](char c) { return c > ' ' && c < 0x7f; });
+  if (!fine) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        options.token_file, ": must hold one token of printable ASCII"));
+  }
+  return absl::StrCat("Bearer ", token);
+}
+
+absl::Status CheckOptions(const ClientOptions& options) {
+  if (options.tls_cert_file.empty() != options.tls_key_file.empty()) {
+    return absl::InvalidArgumentError(
+        "a TLS certificate and its key belong together: give both or neither");
+  }
+  if (!options.tls_server_name.empty() && !UsesTls(options)) {
+    return absl::InvalidArgumentError("a TLS server name needs TLS");
+  }
+  if (!options.token_file.empty() && !UsesTls(options) &&
+      !options.allow_insecure_token && !IsLoopbackAddress(options.server)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("the token for ", options.server,
+                     " would travel unencrypted: use TLS (--tls, --tls-ca), or "
+                     "--allow-insecure-token in a network that you trust"));
+  }
+  // A file that cannot be used shows now, not in the middle of an upload.
+  return ReadAuthorization(options).status();
+}
+
 class ClientImpl final : public Client {
  public:
-  explicit ClientImpl(ClientOptions options) : options_(std::move(options)) {
+  ClientImpl(ClientOptions options,
+             const std::shared_ptr<grpc::ChannelCredentials>& credentials)
+      : options_(std::move(options)) {
     grpc::ChannelArguments arguments;
     // The pair of the server's limits (server/main.cc): no GOAWAY for pings.
     arguments.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, 60'000);
@@ -59,8 +130,16 @@ class ClientImpl final : public Client {
     arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 100);
     arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 100);
     arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 2'000);
-    channel_ = grpc::CreateCustomChannel(
-        options_.server, grpc::InsecureChannelCredentials(), arguments);
+    if (IsLoopbackAddress(options_.server)) {
+      // A proxy of the environment must see neither model nor token.
+      arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
+    }
+    if (!options_.tls_server_name.empty()) {
+      arguments.SetSslTargetNameOverride(options_.tls_server_name);
+    }
+    channel_ =
+        grpc::CreateCustomChannel(options_.server, credentials, arguments);
+    health_ = grpc::health::v1::Health::NewStub(channel_);
     bytes_ = bs::ByteStream::NewStub(channel_);
     operations_ = lro::Operations::NewStub(channel_);
     compression_ = v1::WeightCompression::NewStub(channel_);
@@ -138,6 +217,7 @@ class ClientImpl final : public Client {
     lro::CancelOperationRequest request;
     request.set_name(name);
     grpc::ClientContext context;
+    OVPRESS_RETURN_IF_ERROR(Authorize(&context));
     context.set_deadline(absl::ToChronoTime(absl::Now() + absl::Seconds(10)));
     google::protobuf::Empty empty;
     return ToAbsl(operations_->CancelOperation(&context, request, &empty));
@@ -150,6 +230,7 @@ class ClientImpl final : public Client {
     lro::Operation last;
     OVPRESS_RETURN_IF_ERROR(Retry([&](Attempt& attempt) -> absl::Status {
       grpc::ClientContext context;
+      OVPRESS_RETURN_IF_ERROR(Authorize(&context));
       Guard guard(this, &context);
       const auto reader = compression_->WatchOperation(&context, request);
       while (reader->Read(&last)) {
@@ -179,6 +260,7 @@ class ClientImpl final : public Client {
           absl::StrCat("blobs/", blob.sha256(), "/", size));
       request.set_read_offset(static_cast<int64_t>(at));
       grpc::ClientContext context;
+      OVPRESS_RETURN_IF_ERROR(Authorize(&context));
       Guard guard(this, &context);
       const auto reader = bytes_->Read(&context, request);
       bs::ReadResponse response;
@@ -214,6 +296,7 @@ class ClientImpl final : public Client {
     StreamOutput output;
     OVPRESS_RETURN_IF_ERROR(Retry([&](Attempt&) -> absl::Status {
       grpc::ClientContext context;
+      OVPRESS_RETURN_IF_ERROR(Authorize(&context));
       Guard guard(this, &context);
       StreamCall call({.channel = channel_.get(),
                        .context = &context,
@@ -228,12 +311,17 @@ class ClientImpl final : public Client {
   }
 
   absl::Status Health() override {
-    // A call of our own service says more than a port that answers.
     grpc::ClientContext context;
     context.set_deadline(absl::ToChronoTime(absl::Now() + absl::Seconds(5)));
-    v1::GetCapabilitiesResponse response;
-    return ToAbsl(compression_->GetCapabilities(
-        &context, v1::GetCapabilitiesRequest(), &response));
+    grpc::health::v1::HealthCheckRequest request;
+    request.set_service(kServiceName);
+    grpc::health::v1::HealthCheckResponse response;
+    OVPRESS_RETURN_IF_ERROR(
+        ToAbsl(health_->Check(&context, request, &response)));
+    if (response.status() == grpc::health::v1::HealthCheckResponse::SERVING) {
+      return absl::OkStatus();
+    }
+    return absl::UnavailableError("the server does not serve: it drains");
   }
 
  private:
@@ -241,6 +329,15 @@ class ClientImpl final : public Client {
     int number = 0;
     bool progressed = false;
   };
+
+  absl::Status Authorize(grpc::ClientContext* context) const {
+    OVPRESS_ASSIGN_OR_RETURN(const std::string authorization,
+                             ReadAuthorization(options_));
+    if (!authorization.empty()) {
+      context->AddMetadata("authorization", authorization);
+    }
+    return absl::OkStatus();
+  }
 
   bool Stopped() const {
     return options_.stop != nullptr && options_.stop->load();
@@ -320,8 +417,9 @@ class ClientImpl final : public Client {
   template <typename Response, typename CallFunction>
   absl::StatusOr<Response> Unary(CallFunction call) {
     Response response;
-    OVPRESS_RETURN_IF_ERROR(Retry([&](Attempt&) {
+    OVPRESS_RETURN_IF_ERROR(Retry([&](Attempt&) -> absl::Status {
       grpc::ClientContext context;
+      OVPRESS_RETURN_IF_ERROR(Authorize(&context));
       context.set_deadline(absl::ToChronoTime(absl::Now() + kUnaryDeadline));
       Guard guard(this, &context);
       return ToAbsl(call(&context, &response));
@@ -333,6 +431,7 @@ class ClientImpl final : public Client {
     bs::QueryWriteStatusRequest request;
     request.set_resource_name(name);
     grpc::ClientContext context;
+    OVPRESS_RETURN_IF_ERROR(Authorize(&context));
     context.set_deadline(absl::ToChronoTime(absl::Now() + kUnaryDeadline));
     bs::QueryWriteStatusResponse response;
     const absl::Status status =
@@ -346,6 +445,7 @@ class ClientImpl final : public Client {
                          uint64_t at, const TransferProgress& progress) {
     const uint64_t size = bytes.size_bytes();
     grpc::ClientContext context;
+    OVPRESS_RETURN_IF_ERROR(Authorize(&context));
     Guard guard(this, &context);
     bs::WriteResponse response;
     const auto writer = bytes_->Write(&context, &response);
@@ -378,12 +478,15 @@ class ClientImpl final : public Client {
   std::unique_ptr<bs::ByteStream::Stub> bytes_;
   std::unique_ptr<lro::Operations::Stub> operations_;
   std::unique_ptr<v1::WeightCompression::Stub> compression_;
+  std::unique_ptr<grpc::health::v1::Health::Stub> health_;
 };
 
 }  // namespace
 
-std::unique_ptr<Client> Client::Create(ClientOptions options) {
-  return std::make_unique<ClientImpl>(std::move(options));
+absl::StatusOr<std::unique_ptr<Client>> Client::Create(ClientOptions options) {
+  OVPRESS_RETURN_IF_ERROR(CheckOptions(options));
+  OVPRESS_ASSIGN_OR_RETURN(const auto credentials, MakeCredentials(options));
+  return std::make_unique<ClientImpl>(std::move(options), credentials);
 }
 
 absl::StatusOr<v1::CompressModelResponse> ResultOf(

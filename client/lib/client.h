@@ -22,6 +22,18 @@ namespace ovpress {
 
 struct ClientOptions {
   std::string server;  // HOST:PORT
+  // TLS if `tls` or any of the files is set. Without a CA the system's are
+  // trusted; certificate and key (mutual TLS) go together. All PEM.
+  bool tls = false;
+  std::string tls_ca_file;
+  std::string tls_cert_file;
+  std::string tls_key_file;
+  // The name that the server's certificate must have, if not that of `server`.
+  std::string tls_server_name;
+  // Holds the bearer token on one line; read before each call: tokens rotate.
+  std::string token_file;
+  // Send it even unencrypted beyond this machine.
+  bool allow_insecure_token = false;
   // How long a call goes on trying without any progress.
   absl::Duration retry_for = absl::Minutes(2);
   // Set: calls return kCancelled soon. The job on the server goes on.
@@ -37,7 +49,9 @@ class Client {
   using OperationProgress =
       std::function<void(const v1::CompressModelMetadata&)>;
 
-  static std::unique_ptr<Client> Create(ClientOptions options);
+  // kInvalidArgument for options that do not fit together, among them a token
+  // that would travel unencrypted; kNotFound... for files. Does not connect.
+  static absl::StatusOr<std::unique_ptr<Client>> Create(ClientOptions options);
   virtual ~Client() = default;
 
   // Hashes the bytes, asks whether the server lacks them and sends them; goes
@@ -83,7 +97,8 @@ class Client {
   virtual absl::StatusOr<StreamOutput> CompressStream(
       const StreamInput& input, ByteSink& out,
       const std::function<void(const StreamProgress&)>& progress) = 0;
-  // One try: kUnavailable, kDeadlineExceeded if the service does not answer.
+  // Asks grpc.health.v1, which needs no token. One try: kUnavailable (also for
+  // a server that drains), kDeadlineExceeded.
   virtual absl::Status Health() = 0;
 };
 

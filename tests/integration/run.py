@@ -94,13 +94,13 @@ class Server:
 
 
 class Client:
-    def __init__(self, address: str):
+    def __init__(self, address: str, channel: grpc.Channel | None = None):
         from google.bytestream import bytestream_pb2, bytestream_pb2_grpc
         from google.longrunning import operations_pb2, operations_pb2_grpc
         from ovpress.v1 import compression_pb2, compression_pb2_grpc
 
         self.bs, self.lro, self.pb = bytestream_pb2, operations_pb2, compression_pb2
-        self.channel = grpc.insecure_channel(address)
+        self.channel = channel or grpc.insecure_channel(address)
         self.bytes = bytestream_pb2_grpc.ByteStreamStub(self.channel)
         self.operations = operations_pb2_grpc.OperationsStub(self.channel)
         self.compression = compression_pb2_grpc.WeightCompressionStub(self.channel)
@@ -541,7 +541,7 @@ def test_pages_and_drain(c: Context):
         for name in ("ovpress_build_info", "ovpress_jobs_queued", "ovpress_store_bytes", "ovpress_rpc_handled_total", "process_resident_memory_bytes"):
             assert name in text, name
         assert server.stop() == 0
-        second = subprocess.run([c.server_binary, "--listen=nowhere", f"--data-dir={c.work / 'other'}"], capture_output=True, text=True)
+        second = subprocess.run([c.server_binary, "--listen=nowhere", "--insecure-listen", f"--data-dir={c.work / 'other'}"], capture_output=True, text=True)
         assert second.returncode == 1 and "cannot listen" in second.stderr.splitlines()[-1]
 
 

@@ -33,8 +33,10 @@ std::string BinOf(const std::string& xml) {
 
 absl::Status Run(const std::string& server, const std::string& in_xml,
                  const std::string& out_xml) {
-  const std::unique_ptr<ovpress::Client> client = ovpress::Client::Create(
-      {.server = server, .retry_for = absl::Seconds(10)});
+  OVPRESS_ASSIGN_OR_RETURN(
+      const std::unique_ptr<ovpress::Client> client,
+      ovpress::Client::Create(
+          {.server = server, .retry_for = absl::Seconds(10)}));
   ovpress::v1::CompressModelRequest request;
   request.mutable_options()->set_mode("int8_sym");
   OVPRESS_ASSIGN_OR_RETURN(*request.mutable_model()->mutable_xml(),
