@@ -1,7 +1,8 @@
 # ovpress as an image: the server, the command, the libraries they load, nothing else.
 #   scripts/build-image          docker, podman or buildah, whichever is there
 #   scripts/test-image           compresses a model inside the image
-#   docker run -p 8470:8470 -v ovpress:/data --read-only ovpress
+#   docker run -p 127.0.0.1:8470:8470 -v ovpress:/data --read-only ovpress
+# Without arguments it has no TLS and no login, hence the loopback above; docs/security.md shows both.
 #
 # Build arguments (scripts/build-image sets the ones marked *):
 #   BASE, BASE_DIGEST*     what the builder starts from; a digest pins it
@@ -55,4 +56,4 @@ STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s \
   CMD ["/usr/bin/ovpress", "health", "--server", "127.0.0.1:8470", "--retry-seconds", "0"]
 ENTRYPOINT ["/usr/bin/ovpress-server", "--data-dir=/data"]
-CMD ["--listen=0.0.0.0:8470", "--metrics=0.0.0.0:8471", "--log-format=json"]
+CMD ["--listen=0.0.0.0:8470", "--insecure-listen", "--metrics=0.0.0.0:8471", "--log-format=json"]

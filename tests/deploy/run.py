@@ -313,7 +313,7 @@ def test_config_files_are_accepted(c: Context):
         unknown = {f"--{name}" for name in config} - c.server_flags
         assert not unknown, f"{origin}: {unknown}"
         path = c.work / f"{origin}.conf"
-        path.write_text(text)
+        path.write_text(with_secrets(c, text, origin))
         with Server(c, f"--config={path}") as server:
             page = server.metrics()
             assert f"ovpress_memory_budget_bytes {size_bytes(config['total-memory-bytes'])}\n" in page, origin
@@ -324,6 +324,26 @@ def test_config_files_are_accepted(c: Context):
     assert run(c.server, f"--config={path}", f"--data-dir={c.work / 'wrong'}").returncode != 0
 
 
+def secrets(c: Context) -> pathlib.Path:
+    """A folder with what the Secrets of prod-secured hold."""
+    folder = c.work / "secrets"
+    if not folder.exists():
+        folder.mkdir()
+        made = run("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2", "-subj", "/CN=ovpress",
+                   "-addext", "subjectAltName=DNS:localhost,DNS:ovpress.ovpress.svc", "-keyout", folder / "tls.key", "-out", folder / "tls.crt")
+        assert made.returncode == 0, made.stderr
+        token = run(c.server, "token", "new", "--file", folder / "tokens.json", "--identity", "nightly-pipeline")
+        assert token.returncode == 0, token.stderr
+        (folder / "token").write_text(token.stdout)
+    return folder
+
+
+def with_secrets(c: Context, text: str, overlay: str) -> str:
+    """A server.conf whose files are those of secrets() and of the overlay."""
+    text = re.sub(r"=/etc/ovpress-(?:tls|tokens)/", f"={secrets(c)}/", text)
+    return text.replace("=/etc/ovpress/", f"={KUBERNETES / 'overlays' / overlay}/")
+
+
 def test_probes_ask_for_what_the_server_answers(c: Context):
     with Server(c) as server:
         for overlay in OVERLAYS:
@@ -331,6 +351,15 @@ def test_probes_ask_for_what_the_server_answers(c: Context):
             listen = int(config_map(documents)["listen"].rsplit(":", 1)[1])
             container = kustomize.containers(only(documents, "StatefulSet"))[0]
             probes = {name: container[name] for name in ("startupProbe", "livenessProbe", "readinessProbe")}
+            if "tls-cert" in config_map(documents):
+                # A kubelet speaks no TLS to gRPC.
+                paths = {name: probe["httpGet"]["path"] for name, probe in probes.items()}
+                assert paths == {"startupProbe": "/readyz", "livenessProbe": "/healthz", "readinessProbe": "/readyz"}, overlay
+                for probe in probes.values():
+                    assert probe["httpGet"]["port"] in {p["name"] for p in container["ports"]} - {"grpc"}, overlay
+                    with urllib.request.urlopen(f"http://{server.http}{probe['httpGet']['path']}", timeout=10) as answer:
+                        assert answer.status == 200
+                continue
             for name, probe in probes.items():
                 assert probe["grpc"]["port"] == listen, f"{overlay}: {name}"
                 assert server.health(probe["grpc"].get("service", "")) == 1, f"{overlay}: {name}"
@@ -353,7 +382,10 @@ def test_sizes_follow_from_the_configuration(c: Context):
         assert size_bytes(limits["memory"]) == size_bytes(requests["memory"]) == memory, f"{overlay}: memory should be {memory // MIB}Mi"
         assert requests["cpu"] == config["threads"], f"{overlay}: threads"
         assert size_bytes(config["default-job-memory-bytes"]) * int(config["max-running"]) <= size_bytes(config["total-memory-bytes"]), f"{overlay}: max-running jobs do not fit"
-        assert config["max-transfers-per-owner"] == config["max-transfers"], f"{overlay}: all clients are one owner"
+        apart = "token-file" in config
+        assert apart == ("tls-cert" in config) == ("insecure-listen" not in config), overlay
+        own, all_of_it = int(config["max-transfers-per-owner"]), int(config["max-transfers"])
+        assert own < all_of_it if apart else own == all_of_it, f"{overlay}: without a login all clients are one owner, with one they are apart"
         volume = size_bytes(spec["volumeClaimTemplates"][0]["spec"]["resources"]["requests"]["storage"])
         # ext4 keeps about 5 % for itself.
         assert size_bytes(config["max-store-bytes"]) + size_bytes(config["min-free-bytes"]) <= volume * 0.96, f"{overlay}: the store does not fit the volume"
@@ -441,15 +473,32 @@ def test_pods_are_restricted(c: Context):
                 assert container["resources"]["limits"]["memory"] and container["resources"]["requests"]["cpu"], origin
 
 
-def test_secrets_are_not_claimed_to_work(c: Context):
-    documents = documents_of("secrets-prepared")
+def test_the_secured_overlay_is_secure(c: Context):
+    documents = documents_of("prod-secured")
     stateful = only(documents, "StatefulSet")
-    secrets = [v["secret"]["secretName"] for v in kustomize.pod_spec(stateful)["volumes"] if "secret" in v]
-    assert secrets == ["ovpress-tls", "ovpress-tokens"]
+    mounted = [v["secret"]["secretName"] for v in kustomize.pod_spec(stateful)["volumes"] if "secret" in v]
+    assert mounted == ["ovpress-tls", "ovpress-tokens"]
     assert not any(d["kind"] == "Secret" for o in OVERLAYS for d in documents_of(o)), "no secret lies in the repository"
-    effective = bool({f for f in c.server_flags if "tls" in f or "token" in f})
-    notice = "NOT EFFECTIVE YET" in (KUBERNETES / "overlays/secrets-prepared/kustomization.yaml").read_text()
-    assert effective != notice, "the server has flags for TLS or tokens now: use them here and drop the notice"
+    mounts = {m["mountPath"] for m in kustomize.containers(stateful)[0]["volumeMounts"]}
+    config = config_map(documents)
+    files = {name: path for name, path in config.items() if name in ("tls-cert", "tls-key", "token-file", "quota-file")}
+    assert len(files) == 4 and all(str(pathlib.PurePosixPath(p).parent) in mounts for p in files.values()), files
+    assert set(only(documents, "ConfigMap")["data"]) == {"server.conf", "quotas.json"}
+    assert all("appProtocol" not in d["spec"]["ports"][0] for d in documents if d["kind"] == "Service"), "h2c is plain text"
+    text = only(documents, "ConfigMap")["data"]["server.conf"]
+    path = c.work / "secured.conf"
+    path.write_text(with_secrets(c, text, "prod-secured"))
+    with Server(c, f"--config={path}") as server:
+        address = f"localhost:{server.address.rsplit(':', 1)[1]}"
+        listed = lambda *flags: run(c.ovpress, "list", "--server", address, "--retry-seconds", "0", *flags, env={k: v for k, v in os.environ.items() if not k.startswith("OVPRESS_")})
+        tls, token = ("--tls-ca", secrets(c) / "tls.crt"), ("--token-file", secrets(c) / "token")
+        done = listed(*tls, *token)
+        assert done.returncode == 0, done.stderr
+        assert listed(*token).returncode == 1, "plain text is taken"
+        assert "who calls" in listed(*tls).stderr
+        # On the address of the container nobody needs --insecure-listen.
+        taken = run(c.server, f"--config={path}", f"--data-dir={server.folder / 'data'}", "--listen=0.0.0.0:0", "--metrics=127.0.0.1:0")
+        assert "another process" in taken.stderr, taken.stderr
 
 
 def test_job_templates_run(c: Context):
@@ -490,7 +539,7 @@ def test_image_commands_exist(c: Context):
     assert entry[0] == "/usr/bin/ovpress-server" and "--data-dir=/data" in entry
     given = {a.split("=")[0] for a in entry[1:] + arguments}
     assert given <= c.server_flags, given - c.server_flags
-    listen = dict(a.split("=") for a in arguments)
+    listen = dict(a.split("=") for a in arguments if "=" in a)
     assert {listen["--listen"].rsplit(":", 1)[1], listen["--metrics"].rsplit(":", 1)[1]} == set(instructions["EXPOSE"][0].split())
     # The health check's own words against a real server: 0 while it runs, 1 after.
     words = json.loads(re.search(r"CMD +(\[.*\])", instructions["HEALTHCHECK"][-1])[1])
