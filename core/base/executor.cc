@@ -7,6 +7,7 @@
 
 #include "core/base/memory.h"
 #include "core/base/mutex.h"
+#include "core/base/sanitizers.h"
 #include "oneapi/tbb/global_control.h"
 #include "oneapi/tbb/info.h"
 #include "oneapi/tbb/task_arena.h"
@@ -132,6 +133,10 @@ std::unique_ptr<Executor> MakeThreadsExecutor(int threads) {
   return std::make_unique<ThreadsExecutor>(threads);
 }
 std::unique_ptr<Executor> MakeTbbExecutor(int threads) {
+  if (kThreadSanitizer) {
+    return MakeThreadsExecutor(
+        threads > 0 ? threads : oneapi::tbb::info::default_concurrency());
+  }
   return std::make_unique<TbbExecutor>(threads);
 }
 

@@ -37,7 +37,8 @@ std::unique_ptr<Executor> MakeSerialExecutor();
 std::unique_ptr<Executor> MakeThreadsExecutor(int threads);
 
 // oneTBB, at most `threads` at once; 0 takes what the process may use
-// (affinity mask respected).
+// (affinity mask respected). Under ThreadSanitizer plain threads, see
+// sanitizers.h.
 std::unique_ptr<Executor> MakeTbbExecutor(int threads);
 
 }  // namespace ovpress

@@ -11,6 +11,7 @@
 #include "core/base/check.h"
 #include "core/base/memory.h"
 #include "core/base/mutex.h"
+#include "core/base/sanitizers.h"
 #include "oneapi/tbb/global_control.h"
 #include "oneapi/tbb/info.h"
 #include "oneapi/tbb/task_arena.h"
@@ -60,7 +61,8 @@ class FairPool final : public FairExecutor {
                      ? options.threads
                      : oneapi::tbb::info::default_concurrency()),
         now_ns_(std::move(options.now_ns)) {
-    if (options.backend == FairExecutorOptions::Backend::kTbb) {
+    if (options.backend == FairExecutorOptions::Backend::kTbb &&
+        !kThreadSanitizer) {
       // By itself oneTBB makes one worker less than there are cores, since it
       // counts on the caller to take part. Ours waits.
       parallelism_ = std::make_unique<oneapi::tbb::global_control>(

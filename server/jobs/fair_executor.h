@@ -16,8 +16,8 @@ namespace ovpress {
 struct FairExecutorOptions {
   // Bodies at a time over all views. 0: what the process may use.
   int threads = 0;
-  // kTbb: tasks in one oneTBB arena. kThreads: plain threads, for
-  // ThreadSanitizer, which does not understand the packaged oneTBB.
+  // kTbb: tasks in one oneTBB arena. kThreads: plain threads, which
+  // ThreadSanitizer understands; under it both are these.
   enum class Backend { kTbb, kThreads };
   Backend backend = Backend::kTbb;
   // Nanoseconds for measuring what a body cost; tests inject a counter. Null:

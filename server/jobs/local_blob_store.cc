@@ -125,6 +125,24 @@ absl::Status Rename(const std::string& from, const std::string& to) {
   return absl::OkStatus();
 }
 
+// Gives the file at `path` the name `target` as well, in place of what was
+// there; `spare` is a free name on the same file system. Where a file system
+// knows one name only, the old one goes.
+absl::Status AddName(const std::string& path, const std::string& spare,
+                     const std::string& target) {
+  if (::link(path.c_str(), spare.c_str()) != 0) {
+    if (errno != EPERM && errno != EOPNOTSUPP && errno != ENOSYS &&
+        errno != EMLINK) {
+      return ErrnoToStatus(errno, absl::StrCat("linking ", path));
+    }
+    return Rename(path, target);
+  }
+  const absl::Status status = Rename(spare, target);
+  // Also after success: between two names of one file rename() does nothing.
+  ::unlink(spare.c_str());
+  return status;
+}
+
 void RemoveTree(const std::string& path) {
   std::error_code ignored;
   fs::remove_all(path, ignored);
@@ -256,7 +274,8 @@ class LocalBlobStore final : public BlobStore {
   }
 
   // Moves a finished, synced file to its place and makes `owner` see it.
-  // Returns the blob's generation.
+  // Returns the blob's generation. After an error or a crash the file is at
+  // `path` still, so that an upload loses nothing that it was told is durable.
   absl::StatusOr<uint64_t> Publish(const std::string& path, const BlobRef& ref,
                                    const std::string& owner, bool pin);
   bool OwnerHas(const std::string& owner, const BlobRef& ref)
@@ -671,6 +690,11 @@ absl::Status LocalBlobStore::Recover(RecoveryReport* report) {
       continue;
     }
     staged->ref = *ref;
+    if (OwnerHas(staged->owner, *ref)) {  // published, then came the crash
+      RemoveTree(staged->folder);
+      ++report->orphans_removed;
+      continue;
+    }
     {
       MutexLock io(&staged->io);
       staged->durable = durable;
@@ -863,12 +887,10 @@ absl::StatusOr<uint64_t> LocalBlobStore::Publish(const std::string& path,
       present->second.verified != LookAt(target)) {
     OVPRESS_RETURN_IF_ERROR(MakeDirectory(folder));
     OVPRESS_RETURN_IF_ERROR(SyncDirectory(Path("blobs")));
-    OVPRESS_RETURN_IF_ERROR(Rename(path, target));
+    OVPRESS_RETURN_IF_ERROR(AddName(path, TemporaryPath(), target));
     OVPRESS_RETURN_IF_ERROR(Step("blob_renamed"));
     OVPRESS_RETURN_IF_ERROR(SyncDirectory(folder));
     OVPRESS_RETURN_IF_ERROR(Step("blob_synced"));
-  } else {
-    ::unlink(path.c_str());
   }
   OVPRESS_RETURN_IF_ERROR(MakeDirectory(MarkerFolder(owner)));
   OVPRESS_RETURN_IF_ERROR(SyncDirectory(Path("owners")));
@@ -878,6 +900,8 @@ absl::StatusOr<uint64_t> LocalBlobStore::Publish(const std::string& path,
   OVPRESS_RETURN_IF_ERROR(Step("marker_made"));
   OVPRESS_RETURN_IF_ERROR(SyncDirectory(MarkerFolder(owner)));
   OVPRESS_RETURN_IF_ERROR(Step("marker_synced"));
+  // Before the look below is taken: losing a name changes the file's.
+  ::unlink(path.c_str());
   const auto [at, is_new] = blobs_.try_emplace(ref);
   BlobInfo& info = at->second;
   if (is_new) {
@@ -1254,15 +1278,19 @@ void LocalBlobStore::Sweep() {
     for (const auto& [key, staged] : staged_) all.push_back(staged);
   }
   for (const auto& staged : all) {
+    bool expired = false;
     {
       MutexLock io(&staged->io);
-      if (staged->gone || now - staged->last_use < options_.limits.upload_ttl) {
-        continue;
-      }
+      if (staged->gone) continue;
+      expired = now - staged->last_use >= options_.limits.upload_ttl;
+      if (!expired && staged->writer_alive) continue;
+      MutexLock lock(&mutex_);
+      // The blob may have come by another upload meanwhile.
+      if (!expired && !OwnerHas(staged->owner, staged->ref)) continue;
       staged->gone = true;
     }
     Forget(staged);
-    if (options_.observer) options_.observer->OnUploadExpired();
+    if (expired && options_.observer) options_.observer->OnUploadExpired();
   }
   MutexLock lock(&mutex_);
   while (UsedBytes() > LimitBytes() && EvictOne(now)) {

@@ -4,13 +4,15 @@
 //   owners/{sha256 of owner}/{sha256}-{size}   empty marker: this owner has it
 //   uploads/{sha256 of owner}-{uuid}/data      staged bytes
 //   uploads/.../record                         name, owner, durable length
-//   tmp/                                       outputs and scratch; emptied at
-//   start corrupt/                                   blobs that failed their
-//   digest LOCK                                       one process at a time
+//   tmp/      outputs and scratch; emptied at start
+//   corrupt/  blobs that failed their digest
+//   LOCK      one process at a time
 //
-// A blob becomes visible by fsync(data), rename, fsync(directory), then the
-// owner's marker, fsync(directory): a crash between any two leaves either an
-// upload to resume or a blob without owner, which the next start sweeps.
+// A blob becomes visible by fsync(data), a second name under blobs/,
+// fsync(directory), then the owner's marker, fsync(directory); then the name
+// under uploads/ goes. A crash between any two leaves an upload to resume from
+// its last byte (and perhaps a blob without owner, which the next start
+// sweeps), or a blob and staged bytes that nobody needs (likewise).
 #ifndef OVPRESS_SERVER_JOBS_LOCAL_BLOB_STORE_H_
 #define OVPRESS_SERVER_JOBS_LOCAL_BLOB_STORE_H_
 

@@ -192,6 +192,7 @@ class SqliteJobStore final : public JobStore {
     }
     if (version == kJobSchemaVersion) return absl::OkStatus();
     return InTransaction([this]() -> absl::Status {
+      mutex_.AssertHeld();
       OVPRESS_RETURN_IF_ERROR(Exec(
           "CREATE TABLE jobs(seq INTEGER PRIMARY KEY AUTOINCREMENT,"
           " id TEXT NOT NULL UNIQUE, owner TEXT NOT NULL,"
@@ -213,6 +214,7 @@ class SqliteJobStore final : public JobStore {
     MutexLock lock(&mutex_);
     Inserted inserted{.job = job};
     OVPRESS_RETURN_IF_ERROR(InTransaction([&]() -> absl::Status {
+      mutex_.AssertHeld();
       if (!job.spec.request_id.empty()) {
         OVPRESS_ASSIGN_OR_RETURN(
             const std::vector<JobRecord> found,
@@ -379,6 +381,7 @@ class SqliteJobStore final : public JobStore {
     MutexLock lock(&mutex_);
     std::vector<JobRecord> jobs;
     OVPRESS_RETURN_IF_ERROR(InTransaction([&]() -> absl::Status {
+      mutex_.AssertHeld();
       OVPRESS_ASSIGN_OR_RETURN(jobs, Select("WHERE state=2 AND server_id=?",
                                             {std::string(server_id)}));
       for (JobRecord& job : jobs) {
@@ -421,6 +424,7 @@ class SqliteJobStore final : public JobStore {
   absl::Status Delete(absl::string_view id) override {
     MutexLock lock(&mutex_);
     return InTransaction([&]() -> absl::Status {
+      mutex_.AssertHeld();
       OVPRESS_ASSIGN_OR_RETURN(const JobRecord job, GetLocked(id));
       if (!IsFinal(job.state)) {
         return absl::FailedPreconditionError(
@@ -436,6 +440,7 @@ class SqliteJobStore final : public JobStore {
     MutexLock lock(&mutex_);
     std::vector<JobRecord> jobs;
     OVPRESS_RETURN_IF_ERROR(InTransaction([&]() -> absl::Status {
+      mutex_.AssertHeld();
       OVPRESS_ASSIGN_OR_RETURN(
           jobs, Select("WHERE expires<=? AND state>=3 LIMIT ?",
                        {Micros(now), static_cast<int64_t>(limit)}));
@@ -614,6 +619,7 @@ class SqliteJobStore final : public JobStore {
     MutexLock lock(&mutex_);
     JobRecord changed;
     OVPRESS_RETURN_IF_ERROR(InTransaction([&]() -> absl::Status {
+      mutex_.AssertHeld();
       OVPRESS_ASSIGN_OR_RETURN(changed, GetLocked(id));
       OVPRESS_RETURN_IF_ERROR(change(changed));
       return Update(changed);

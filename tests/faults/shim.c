@@ -5,7 +5,9 @@
 //   OVPRESS_FAULT_KIND     open read write sync rename mmap truncate malloc
 //   OVPRESS_FAULT_NTH      1, 2, ...; 0 counts only
 //   OVPRESS_FAULT_ERROR    EIO ENOSPC EMFILE EINTR ENOMEM, or SHORT: a read or
-//                          write that takes one byte
+//                          write that takes one byte, or KILL: the process dies
+//                          by SIGKILL before the call, or TORN: a write that
+//                          does half and then the process dies
 //   OVPRESS_FAULT_STICKY   1: all calls from the Nth on
 //   OVPRESS_FAULT_WHILE    a path: faults are made only while it exists
 //   OVPRESS_FAULT_MALLOC   least size that counts as an allocation (262144)
@@ -15,6 +17,7 @@
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdatomic.h>
 #include <stdint.h>
@@ -37,6 +40,7 @@ static enum Kind kind = kNone;
 static uint64_t nth;
 static int error_number;
 static int short_count;
+static int deadly;  // 1: KILL, 2: TORN
 static int sticky;
 static const char* while_path;
 static size_t malloc_least = 262144;
@@ -66,6 +70,8 @@ __attribute__((constructor)) static void Start(void) {
     if (strcmp(text, "EINTR") == 0) error_number = EINTR;
     if (strcmp(text, "ENOMEM") == 0) error_number = ENOMEM;
     short_count = strcmp(text, "SHORT") == 0;
+    if (strcmp(text, "KILL") == 0) deadly = 1;
+    if (strcmp(text, "TORN") == 0) deadly = 2;
   }
   if ((text = getenv("OVPRESS_FAULT_COUNT")) != NULL) {
     const int fd = (int)syscall(SYS_openat, AT_FDCWD, text, O_RDWR | O_CLOEXEC);
@@ -78,6 +84,11 @@ __attribute__((constructor)) static void Start(void) {
   ready = 1;
 }
 
+static void Die(void) {
+  syscall(SYS_kill, getpid(), SIGKILL);
+  for (;;) pause();
+}
+
 // True if this call is to fail.
 static int Hit(enum Kind of) {
   if (!ready || of != kind) return 0;
@@ -85,6 +96,7 @@ static int Hit(enum Kind of) {
   if (nth == 0 || (sticky ? now < nth : now != nth)) return 0;
   if (while_path != NULL && access(while_path, F_OK) != 0) return 0;
   atomic_fetch_add(&counts[1], 1);
+  if (deadly == 1 || (deadly == 2 && of != kWrite)) Die();
   return 1;
 }
 
@@ -143,26 +155,31 @@ int close(int fd) {
   return real(fd);
 }
 
-// A fault of a transfer: an error, or one byte only.
-#define TRANSFER(of, call_one)                       \
+// A fault of a transfer: an error, one byte only, or half and then death.
+#define TRANSFER(of, call_some)                      \
   if (Watched(fd) && Hit(of)) {                      \
-    if (!short_count) return Fail();                 \
-    if (count > 1) return call_one;                  \
+    const size_t some = deadly ? count / 2 : 1;      \
+    if (!short_count && !deadly) return Fail();      \
+    if (deadly) {                                    \
+      (void)!call_some;                              \
+      Die();                                         \
+    }                                                \
+    if (count > 1) return call_some;                 \
   }
 ssize_t read(int fd, void* data, size_t count) {
   REAL(read);
-  TRANSFER(kRead, real(fd, data, 1))
+  TRANSFER(kRead, real(fd, data, some))
   return real(fd, data, count);
 }
 ssize_t write(int fd, const void* data, size_t count) {
   REAL(write);
-  TRANSFER(kWrite, real(fd, data, 1))
+  TRANSFER(kWrite, real(fd, data, some))
   return real(fd, data, count);
 }
 #define DEFINE_POSITIONED(name, of, pointer)                      \
   ssize_t name(int fd, pointer data, size_t count, off_t at) {    \
     REAL(name);                                                   \
-    TRANSFER(of, real(fd, data, 1, at))                           \
+    TRANSFER(of, real(fd, data, some, at))                           \
     return real(fd, data, count, at);                             \
   }
 DEFINE_POSITIONED(pread, kRead, void*)
@@ -171,7 +188,10 @@ DEFINE_POSITIONED(pwrite, kWrite, const void*)
 DEFINE_POSITIONED(pwrite64, kWrite, const void*)
 ssize_t writev(int fd, const struct iovec* parts, int count) {
   REAL(writev);
-  if (Watched(fd) && Hit(kWrite)) return Fail();
+  if (Watched(fd) && Hit(kWrite)) {
+    if (deadly) Die();
+    return Fail();
+  }
   return real(fd, parts, count);
 }
 

@@ -216,6 +216,11 @@ TEST_F(JobsTest, ACrashAtAnyStepLosesNothingAcknowledged) {
     }
     crash_point_ = nullptr;
     auto store = OpenBlobs();
+    // Not a byte has to be sent again.
+    const auto status =
+        store->QueryUpload("o", {.uuid = uuid, .ref = BlobRefOf(bytes)});
+    ASSERT_TRUE(status.ok()) << step << ": " << status.status();
+    EXPECT_EQ(status->committed_bytes, bytes.size()) << step;
     ASSERT_TRUE(Upload(*store, "o", bytes, uuid).ok()) << step;
     auto source = store->OpenRead("o", BlobRefOf(bytes));
     ASSERT_TRUE(source.ok());
@@ -224,6 +229,24 @@ TEST_F(JobsTest, ACrashAtAnyStepLosesNothingAcknowledged) {
     EXPECT_EQ(store->Stats().blob_count, 0u) << step;
     EXPECT_EQ(store->Stats().upload_count, 0u) << step;
   }
+}
+
+TEST_F(JobsTest, StagedBytesOfABlobThatCameAnotherWayGo) {
+  auto store = OpenBlobs();
+  const std::string bytes(1000, 'x');
+  const UploadName name{.uuid = "slow", .ref = BlobRefOf(bytes)};
+  {
+    auto slow = store->OpenUpload("o", name);
+    ASSERT_TRUE(slow->writer->Append(0, AsBytes("xxx")).ok());
+    ASSERT_TRUE(Upload(*store, "o", bytes, "quick").ok());
+    store->Sweep();
+    // Its writer is alive and may end.
+    EXPECT_EQ(store->Stats().upload_count, 1u);
+  }
+  store->Sweep();
+  EXPECT_EQ(store->Stats().upload_count, 0u);
+  EXPECT_EQ(store->Stats().staged_bytes, 0u);
+  EXPECT_TRUE(store->QueryUpload("o", name)->complete);
 }
 
 TEST_F(JobsTest, ASecondWriterWaitsAndThenTakesOver) {
