@@ -157,6 +157,34 @@ class BlobStore {
   virtual absl::StatusOr<std::unique_ptr<ScratchBlob>> CreateScratch(
       absl::string_view owner, uint64_t size_bytes) = 0;
 
+  // --- bytes that lie elsewhere ---
+
+  // A blob for the bytes at `address` as they are now; they stay where they
+  // are. Its name stands for the address and the version that was found, not
+  // for the content; reading it later, when something else lies there, is
+  // kFailedPrecondition. `address` is what the store understands
+  // ("s3://bucket/key"). kUnimplemented by a store that knows of no elsewhere,
+  // kPermissionDenied for an address that is not allowed, kNotFound.
+  virtual absl::StatusOr<BlobRef> Refer(absl::string_view /*owner*/,
+                                        absl::string_view /*address*/) {
+    return absl::UnimplementedError(
+        "this server keeps its blobs in a local directory and takes no model "
+        "by address; upload it");
+  }
+  // Is the owner allowed to have something written there? As above.
+  virtual absl::Status CheckExport(absl::string_view /*owner*/,
+                                   absl::string_view /*address*/) {
+    return absl::UnimplementedError(
+        "this server keeps its blobs in a local directory and writes no result "
+        "to an address; download it");
+  }
+  // Copies a blob of the owner to `address`, whole or not at all; what was
+  // there is replaced.
+  virtual absl::Status Export(absl::string_view owner, const BlobRef& /*ref*/,
+                              absl::string_view address) {
+    return CheckExport(owner, address);
+  }
+
   // --- upkeep ---
 
   // Drops expired uploads, evicts down to the limit. Called now and then.
