@@ -7,6 +7,7 @@
 #include <string>
 
 #include "CLI/CLI.hpp"
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "client/cli/compare.h"
 #include "client/cli/inspect.h"
@@ -72,11 +73,25 @@ absl::Status DryRun(const CompressFlags& flags,
   return absl::OkStatus();
 }
 
+// Only a server reads object stores: it has the keys.
+absl::Status CheckLocalNames(const CompressFlags& flags) {
+  for (const std::string& name : {flags.in_xml, flags.in_bin, flags.out_xml}) {
+    if (absl::StartsWith(name, "s3://")) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          name,
+          " is an object store's: give --server, which reads and writes "
+          "it, without --dry-run; or copy the file here"));
+    }
+  }
+  return absl::OkStatus();
+}
+
 int RunCompress(const CompressFlags& flags) {
   const absl::StatusOr<CompressionOptions> options =
       flags.compression.ToOptions(nullptr);
   const absl::StatusOr<uint64_t> budget = ParseByteSize(flags.memory_budget);
-  for (const absl::Status& status : {options.status(), budget.status()}) {
+  for (const absl::Status& status :
+       {CheckLocalNames(flags), options.status(), budget.status()}) {
     if (!status.ok()) {
       std::cerr << "ovpress: " << status.message() << "\n";
       return kExitUsage;
@@ -194,12 +209,14 @@ int Main(int argc, char** argv) {
   compress
       ->add_option("input", flags.in_xml,
                    "The model's .xml; its weights are in the .bin of the "
-                   "same name")
+                   "same name. With --server also s3://BUCKET/KEY.xml, which "
+                   "the server reads by itself")
       ->required()
       ->type_name("IN.xml");
   compress
       ->add_option("-o,--output", flags.out_xml,
-                   "Where the compressed model goes; its .bin beside it")
+                   "Where the compressed model goes; its .bin beside it. With "
+                   "--server also s3://BUCKET/KEY.xml")
       ->type_name("OUT.xml");
   compress
       ->add_option("--bin", flags.in_bin,

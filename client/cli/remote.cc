@@ -203,17 +203,58 @@ absl::StatusOr<v1::CompressModelRequest> MakeRequest(
   return request;
 }
 
-absl::Status RunRemote(const RemoteCompressArgs& args, Client& client,
-                       v1::CompressModelRequest request, ProgressBar& bar,
-                       std::string* job) {
-  if (!args.remote.detach) {
-    OVPRESS_RETURN_IF_ERROR(
-        CheckFileNames({args.in_xml, args.in_bin, args.out_xml}));
+// Files of the server's object store, not of this machine.
+bool IsAddress(const std::string& name) {
+  return absl::StartsWith(name, "s3://");
+}
+
+// Names what is at an address in the request and uploads the rest.
+absl::Status SendModel(const RemoteCompressArgs& args, Client& client,
+                       v1::CompressModelRequest* request, ProgressBar& bar) {
+  if (IsAddress(args.out_xml)) {
+    request->mutable_output_address()->set_xml(args.out_xml);
+  }
+  if (IsAddress(args.in_xml)) {
+    request->mutable_model_address()->set_xml(args.in_xml);
+    request->mutable_model_address()->set_bin(args.in_bin);
+    return absl::OkStatus();
   }
   const std::string in_bin =
       args.in_bin.empty() ? BinPathOf(args.in_xml) : args.in_bin;
-  OVPRESS_ASSIGN_OR_RETURN(*request.mutable_model(),
+  if (IsAddress(in_bin)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("the weights are at ", in_bin,
+                     " and the .xml is a file: give addresses for both or "
+                     "files for both"));
+  }
+  OVPRESS_ASSIGN_OR_RETURN(*request->mutable_model(),
                            UploadModel(client, args.in_xml, in_bin, bar));
+  return absl::OkStatus();
+}
+
+// The report alone, of a result that stays where it is.
+absl::Status DownloadReport(Client& client,
+                            const v1::CompressModelResponse& result,
+                            const std::string& report_file) {
+  if (report_file.empty()) return absl::OkStatus();
+  OVPRESS_ASSIGN_OR_RETURN(const std::unique_ptr<AtomicFile> report,
+                           AtomicFile::Create(report_file, 0));
+  OVPRESS_RETURN_IF_ERROR(
+      client.Download(result.report(), *report, [](uint64_t, uint64_t) {}));
+  return report->Commit();
+}
+
+absl::Status RunRemote(const RemoteCompressArgs& args, Client& client,
+                       v1::CompressModelRequest request, ProgressBar& bar,
+                       std::string* job) {
+  const bool to_address = IsAddress(args.out_xml);
+  if (!args.remote.detach && !to_address) {
+    OVPRESS_RETURN_IF_ERROR(
+        IsAddress(args.in_xml)
+            ? CheckOutputName(args.out_xml)
+            : CheckFileNames({args.in_xml, args.in_bin, args.out_xml}));
+  }
+  OVPRESS_RETURN_IF_ERROR(SendModel(args, client, &request, bar));
   OVPRESS_ASSIGN_OR_RETURN(lro::Operation operation, client.Submit(request));
   *job = operation.name();
   if (args.remote.detach) {
@@ -227,8 +268,10 @@ absl::Status RunRemote(const RemoteCompressArgs& args, Client& client,
   job->clear();  // nothing to cancel any more
   OVPRESS_ASSIGN_OR_RETURN(const v1::CompressModelResponse result,
                            ResultOf(operation));
-  OVPRESS_RETURN_IF_ERROR(
-      DownloadResult(client, result, args.out_xml, args.report_file, bar));
+  OVPRESS_RETURN_IF_ERROR(to_address
+                              ? DownloadReport(client, result, args.report_file)
+                              : DownloadResult(client, result, args.out_xml,
+                                               args.report_file, bar));
   bar.Finish();
   PrintSummary(
       {.bin_bytes_before = static_cast<uint64_t>(result.bin_bytes_before()),
@@ -485,9 +528,21 @@ void RegisterRemoteCommands(CLI::App* app, int* exit_code) {
   submit.compression = &submit_flags;
   submit.memory_budget = "256MiB";
   submit.quiet = true;
-  sub->add_option("input", submit.in_xml, "The model's .xml")
+  sub->add_option("input", submit.in_xml,
+                  "The model's .xml; s3://BUCKET/KEY.xml: the server reads it "
+                  "there")
       ->required()
       ->type_name("IN.xml");
+  sub->add_option("-o,--output", submit.out_xml,
+                  "s3://BUCKET/KEY.xml: the server writes the result there")
+      ->check([](const std::string& name) {
+        return IsAddress(name)
+                   ? std::string()
+                   : std::string(
+                         "submit does not wait for the result: fetch "
+                         "it with download, or give s3://BUCKET/KEY");
+      })
+      ->type_name("OUT.xml");
   sub->add_option("--bin", submit.in_bin, "The weights file, if elsewhere")
       ->type_name("FILE");
   submit_flags.Register(sub);

@@ -103,6 +103,13 @@ class CompressionRunner final : public JobRunner {
         published, PublishBytes(context.blobs, spec.owner, report.ToJson(),
                                 context.space));
     result.report = keep(std::move(published));
+    if (!spec.output_xml_address.empty()) {
+      // The .xml last: whoever sees it finds the .bin.
+      OVPRESS_RETURN_IF_ERROR(context.blobs->Export(spec.owner, result.bin,
+                                                    spec.output_bin_address));
+      OVPRESS_RETURN_IF_ERROR(context.blobs->Export(spec.owner, result.xml,
+                                                    spec.output_xml_address));
+    }
     result.bin_bytes_before = report.bin_bytes_before;
     result.bin_bytes_after = report.bin_bytes_after;
     result.weight_elements = report.weight_elements;

@@ -30,7 +30,8 @@ std::optional<JobState> ParseJobState(absl::string_view name);
 inline bool IsFinal(JobState state) { return state >= JobState::kSucceeded; }
 
 // What the client asked for. All of it but request_id, priority, labels, ttl,
-// max_run_time and ignore_result_cache is covered by the cache key.
+// max_run_time, ignore_result_cache and the addresses is covered by the cache
+// key.
 struct JobSpec {
   std::string owner;       // identity; "" is the anonymous one
   std::string request_id;  // "" : not idempotent
@@ -50,6 +51,10 @@ struct JobSpec {
   absl::Duration ttl = absl::ZeroDuration();           // zero: default
   absl::Duration max_run_time = absl::ZeroDuration();  // zero: the limit
   bool ignore_result_cache = false;
+  // Where the result goes beside the store, as BlobStore::Export takes it; both
+  // or none.
+  std::string output_xml_address;
+  std::string output_bin_address;
 
   friend bool operator==(const JobSpec&, const JobSpec&) = default;
 };

@@ -67,7 +67,9 @@ std::string RecordToJson(const JobRecord& job) {
         {"labels", spec.labels},
         {"ttl_us", absl::ToInt64Microseconds(spec.ttl)},
         {"max_run_us", absl::ToInt64Microseconds(spec.max_run_time)},
-        {"no_cache", spec.ignore_result_cache}}},
+        {"no_cache", spec.ignore_result_cache},
+        {"out_xml", spec.output_xml_address},
+        {"out_bin", spec.output_bin_address}}},
       {"cancel", job.cancel_requested},
       {"attempt", job.attempt},
       {"started", Micros(job.started)},
@@ -111,6 +113,9 @@ void RecordFromJson(const std::string& text, JobRecord* job) {
   job->spec.max_run_time =
       absl::Microseconds(spec.at("max_run_us").get<int64_t>());
   spec.at("no_cache").get_to(job->spec.ignore_result_cache);
+  // Not in records of version 0.1.
+  job->spec.output_xml_address = spec.value("out_xml", "");
+  job->spec.output_bin_address = spec.value("out_bin", "");
   json.at("cancel").get_to(job->cancel_requested);
   json.at("attempt").get_to(job->attempt);
   job->started = TimeOf(json.at("started").get<int64_t>());

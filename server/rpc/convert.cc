@@ -2,8 +2,10 @@
 
 #include <algorithm>
 
+#include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "absl/strings/strip.h"
 #include "core/base/status_macros.h"
 #include "server/jobs/options_json.h"
 #include "server/rpc/grpc_status.h"
@@ -179,11 +181,68 @@ absl::StatusOr<JobSpec> SpecFromProto(const v1::CompressModelRequest& request,
   }
   if (request.has_max_run_time()) {
     OVPRESS_ASSIGN_OR_RETURN(
-        spec.max_run_time,
-        DurationOf(request.max_run_time(), "max_run_time"));
+        spec.max_run_time, DurationOf(request.max_run_time(), "max_run_time"));
   }
   spec.ignore_result_cache = request.ignore_result_cache();
   return spec;
+}
+
+namespace {
+
+// Both addresses of a model; kInvalidArgument if the second cannot be derived.
+absl::StatusOr<v1::ModelAddress> FullAddress(const v1::ModelAddress& address,
+                                             absl::string_view field) {
+  v1::ModelAddress full = address;
+  if (!full.bin().empty()) return full;
+  absl::string_view stem = full.xml();
+  if (!absl::ConsumeSuffix(&stem, ".xml")) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(field, ".bin is needed: \"", absl::CHexEscape(full.xml()),
+                     "\" does not end with .xml"));
+  }
+  full.set_bin(absl::StrCat(stem, ".bin"));
+  return full;
+}
+
+}  // namespace
+
+absl::Status ResolveAddresses(const v1::CompressModelRequest& request,
+                              BlobStore* blobs, JobSpec* spec) {
+  if (request.has_output_address()) {
+    OVPRESS_ASSIGN_OR_RETURN(
+        const v1::ModelAddress to,
+        FullAddress(request.output_address(), "output_address"));
+    if (to.xml() == to.bin()) {
+      return absl::InvalidArgumentError(
+          "output_address: xml and bin are the same");
+    }
+    for (const std::string& address : {to.bin(), to.xml()}) {
+      OVPRESS_RETURN_IF_ERROR(blobs->CheckExport(spec->owner, address));
+    }
+    spec->output_xml_address = to.xml();
+    spec->output_bin_address = to.bin();
+    // The copy is made by a run.
+    spec->ignore_result_cache = true;
+  }
+  if (!request.has_model_address()) return absl::OkStatus();
+  if (request.has_model()) {
+    return absl::InvalidArgumentError(
+        "model and model_address: give one of them");
+  }
+  OVPRESS_ASSIGN_OR_RETURN(
+      const v1::ModelAddress from,
+      FullAddress(request.model_address(), "model_address"));
+  for (const std::string& input : {from.xml(), from.bin()}) {
+    if (input == spec->output_xml_address ||
+        input == spec->output_bin_address) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("output_address would write over the input, \"",
+                       absl::CHexEscape(input), "\""));
+    }
+  }
+  OVPRESS_ASSIGN_OR_RETURN(spec->xml, blobs->Refer(spec->owner, from.xml()));
+  OVPRESS_ASSIGN_OR_RETURN(spec->bin, blobs->Refer(spec->owner, from.bin()));
+  return absl::OkStatus();
 }
 
 v1::CompressModelMetadata::Phase PhaseToProto(absl::string_view phase) {
@@ -201,15 +260,13 @@ google::longrunning::Operation OperationFromView(const JobView& view) {
   google::longrunning::Operation operation;
   if (!job.id.empty()) operation.set_name(absl::StrCat("operations/", job.id));
   v1::CompressModelMetadata metadata;
-  metadata.set_state(
-      static_cast<v1::CompressModelMetadata::State>(job.state));
+  metadata.set_state(static_cast<v1::CompressModelMetadata::State>(job.state));
   metadata.set_phase(PhaseToProto(
       job.state == JobState::kSucceeded ? "done" : view.progress.phase));
   metadata.set_bytes_done(static_cast<int64_t>(view.progress.bytes_done));
   metadata.set_bytes_total(static_cast<int64_t>(view.progress.bytes_total));
   metadata.set_weights_done(static_cast<int64_t>(view.progress.weights_done));
-  metadata.set_weights_total(
-      static_cast<int64_t>(view.progress.weights_total));
+  metadata.set_weights_total(static_cast<int64_t>(view.progress.weights_total));
   metadata.set_queue_position(view.queue_position);
   metadata.set_owner(job.spec.owner);
   if (view.eta.has_value()) SetDuration(*view.eta, metadata.mutable_eta());
@@ -274,8 +331,7 @@ v1::GetCapabilitiesResponse Capabilities(const TransferLimits& transfer,
     response.add_backup_modes(std::string(BackupModeName(mode)));
   }
   for (const GroupSizeFallback mode : kFallbacks) {
-    response.add_group_size_fallbacks(
-        std::string(GroupSizeFallbackName(mode)));
+    response.add_group_size_fallbacks(std::string(GroupSizeFallbackName(mode)));
   }
   response.add_sensitivity_metrics("weight_quantization_error");
   response.set_max_blob_bytes(static_cast<int64_t>(store.max_blob_bytes));
@@ -313,8 +369,8 @@ v1::EstimateCompressionResponse EstimateToProto(const Compression& compression,
       static_cast<int64_t>(estimate.output_bin_bytes_max));
   response.set_peak_memory_bytes(static_cast<int64_t>(
       std::min(estimate.peak_memory_bytes, memory_budget_bytes)));
-  response.set_disk_bytes(static_cast<int64_t>(
-      estimate.input_bin_bytes + estimate.output_bin_bytes_max));
+  response.set_disk_bytes(static_cast<int64_t>(estimate.input_bin_bytes +
+                                               estimate.output_bin_bytes_max));
   response.set_reads_weights_twice(estimate.reads_weights_twice);
   if (summary_only) return response;
   // Entries also stop before the message would grow beyond what clients take.

@@ -6,6 +6,7 @@
 #include "core/engine/compression.h"
 #include "google/longrunning/operations.pb.h"
 #include "ovpress/v1/compression.pb.h"
+#include "server/jobs/blob_store.h"
 #include "server/jobs/job.h"
 #include "server/jobs/limits.h"
 
@@ -16,6 +17,10 @@ absl::StatusOr<CompressionOptions> OptionsFromProto(
     const v1::CompressionOptions& proto);
 absl::StatusOr<JobSpec> SpecFromProto(const v1::CompressModelRequest& request,
                                       const std::string& owner);
+// The rest of the spec, for which the store must be asked: what lies at
+// `model_address`, and whether the result may go to `output_address`.
+absl::Status ResolveAddresses(const v1::CompressModelRequest& request,
+                              BlobStore* blobs, JobSpec* spec);
 BlobRef RefFromProto(const v1::Blob& blob);
 void RefToProto(const BlobRef& ref, v1::Blob* blob);
 v1::CompressModelMetadata::Phase PhaseToProto(absl::string_view phase);

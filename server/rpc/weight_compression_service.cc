@@ -149,8 +149,10 @@ grpc::Status WeightCompressionService::CompressModel(
   return RunCall(
       options_, {"ovpress.v1.WeightCompression/CompressModel", Scope::kSubmit},
       *context, [&](const Caller& caller) -> absl::Status {
-        OVPRESS_ASSIGN_OR_RETURN(const JobSpec spec,
+        OVPRESS_ASSIGN_OR_RETURN(JobSpec spec,
                                  SpecFromProto(*request, caller.identity));
+        OVPRESS_RETURN_IF_ERROR(
+            ResolveAddresses(*request, options_.blobs, &spec));
         OVPRESS_ASSIGN_OR_RETURN(
             const JobView view,
             options_.manager->Submit(spec, request->validate_only()));
