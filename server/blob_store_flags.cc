@@ -34,10 +34,18 @@ absl::StatusOr<Blobs> OpenDirectory(const std::string& directory,
 
 absl::StatusOr<Blobs> OpenS3(const BlobStoreFlags& flags,
                              const BlobsOptions& options) {
-  if (options.pool == nullptr) {
-    return absl::InvalidArgumentError(
-        "--blob-store s3://... needs --job-store postgresql://...: the "
-        "database knows which object holds which blob");
+  Blobs blobs;
+  PgPool* pool = options.pool;
+  if (pool == nullptr) {
+    const char* const address = std::getenv("OVPRESS_JOB_STORE");
+    if (address == nullptr) {
+      return absl::InvalidArgumentError(
+          "--blob-store s3://... needs a PostgreSQL database, which knows "
+          "which "
+          "object holds which blob: OVPRESS_JOB_STORE=postgresql://...");
+    }
+    OVPRESS_ASSIGN_OR_RETURN(blobs.pool, PgPool::Create({.conninfo = address}));
+    pool = blobs.pool.get();
   }
   OVPRESS_ASSIGN_OR_RETURN(S3Location location, ParseS3Url(flags.blob_store));
   if (!location.key.empty() && !absl::EndsWith(location.key, "/")) {
@@ -51,7 +59,6 @@ absl::StatusOr<Blobs> OpenS3(const BlobStoreFlags& flags,
       MakeCredentialsProvider({.sts_endpoint = flags.sts_endpoint,
                                .region = flags.s3_region,
                                .ca_file = flags.s3_ca_file});
-  Blobs blobs;
   OVPRESS_ASSIGN_OR_RETURN(blobs.s3, S3Client::Create(std::move(client)));
   S3BlobStoreOptions store{.pool = options.pool,
                            .s3 = blobs.s3.get(),
@@ -62,7 +69,8 @@ absl::StatusOr<Blobs> OpenS3(const BlobStoreFlags& flags,
                                             : flags.cache_dir,
                            .cache_bytes = flags.cache_bytes,
                            .limits = options.limits,
-                           .observer = options.observer};
+                           .observer = options.observer,
+                           .quotas = options.quotas};
   for (const std::string& text : flags.allow_address) {
     OVPRESS_ASSIGN_OR_RETURN(AllowedPrefix allowed, ParseAllowedPrefix(text));
     // A client that could write there could write over what others own.
@@ -91,7 +99,8 @@ absl::StatusOr<Blobs> OpenS3(const BlobStoreFlags& flags,
 void BlobStoreFlags::Register(CLI::App* app) {
   app->add_option("--blob-store", blob_store,
                   "Where models and results are: a directory (default: store "
-                  "in --data-dir), or s3://BUCKET/PREFIX for several servers. "
+                  "in --data-dir), or s3://BUCKET/PREFIX for several servers, "
+                  "with a PostgreSQL database in OVPRESS_JOB_STORE. "
                   "Keys come from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
                   "AWS_WEB_IDENTITY_TOKEN_FILE and AWS_ROLE_ARN, or "
                   "~/.aws/credentials")

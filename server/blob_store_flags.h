@@ -15,6 +15,7 @@
 #include "server/jobs/clock.h"
 #include "server/jobs/limits.h"
 #include "server/jobs/observer.h"
+#include "server/jobs/quotas.h"
 
 namespace CLI {
 class App;
@@ -37,6 +38,7 @@ struct BlobStoreFlags {
 };
 
 struct Blobs {
+  std::unique_ptr<PgPool> pool;  // of our own, if none was given
   std::unique_ptr<S3Client> s3;  // null for a directory
   std::unique_ptr<BlobStore> store;
   S3BlobStore* shared = nullptr;  // `store`, if it is on S3
@@ -49,9 +51,11 @@ struct Blobs {
 struct BlobsOptions {
   std::string data_dir;
   StoreLimits limits;
-  PgPool* pool = nullptr;  // null: none; then S3 is kInvalidArgument
+  // For the index of S3. Null: OVPRESS_JOB_STORE tells the address.
+  PgPool* pool = nullptr;
   Clock* clock = nullptr;  // of a directory; S3 goes by the database's
   Observer* observer = nullptr;
+  const QuotaSource* quotas = nullptr;
 };
 absl::StatusOr<Blobs> OpenBlobs(const BlobStoreFlags& flags,
                                 const BlobsOptions& options);

@@ -17,10 +17,10 @@
 #include "grpcpp/health_check_service_interface.h"
 #include "grpcpp/resource_quota.h"
 #include "server/access_flags.h"
+#include "server/blob_store_flags.h"
 #include "server/jobs/compression_runner.h"
 #include "server/jobs/fair_executor.h"
 #include "server/jobs/job_manager.h"
-#include "server/jobs/local_blob_store.h"
 #include "server/jobs/sqlite_job_store.h"
 #include "server/rpc/http_server.h"
 #include "server/rpc/log.h"
@@ -49,6 +49,7 @@ struct ServerFlags {
   JobLimits jobs;
   uint64_t network_memory_bytes = 256ull << 20;
   AccessFlags access;
+  BlobStoreFlags blobs;
 };
 
 // A duration flag, in seconds.
@@ -153,6 +154,7 @@ void RegisterFlags(CLI::App* app, ServerFlags* flags) {
   AddSeconds(app, "--sweep-interval", &jobs.sweep_interval,
              "Between two clean-ups");
   flags->access.Register(app);
+  flags->blobs.Register(app);
 }
 
 // For the build, hence hidden: the man page and the completion scripts, made
@@ -227,21 +229,15 @@ absl::Status Serve(const ServerFlags& flags) {
   spdlog::info("access: {}", access->Summary());
   std::error_code error;
   std::filesystem::create_directories(flags.data_dir, error);
-  RecoveryReport recovered;
   OVPRESS_ASSIGN_OR_RETURN(
-      const std::unique_ptr<BlobStore> blobs,
-      OpenLocalBlobStore({.directory = flags.data_dir + "/store",
-                          .limits = flags.store,
-                          .clock = &clock,
-                          .observer = metrics.get(),
-                          .quotas = access->control()},
-                         &recovered));
-  spdlog::info(
-      "store {}: {} blobs of {} bytes, {} uploads to resume, {} leftovers "
-      "removed, {} damaged blobs set aside",
-      flags.data_dir, recovered.blobs, recovered.blob_bytes,
-      recovered.uploads_resumable, recovered.orphans_removed,
-      recovered.corrupt_blobs);
+      const Blobs blob_store,
+      OpenBlobs(flags.blobs, {.data_dir = flags.data_dir,
+                              .limits = flags.store,
+                              .clock = &clock,
+                              .observer = metrics.get(),
+                              .quotas = access->control()}));
+  BlobStore* const blobs = blob_store.store.get();
+  spdlog::info("store {}", blob_store.description);
   OVPRESS_ASSIGN_OR_RETURN(
       const std::unique_ptr<JobStore> store,
       OpenSqliteJobStore({.path = flags.data_dir + "/jobs.sqlite"}));
@@ -251,7 +247,7 @@ absl::Status Serve(const ServerFlags& flags) {
   OVPRESS_ASSIGN_OR_RETURN(const std::unique_ptr<JobManager> manager,
                            JobManager::Create({.limits = flags.jobs,
                                                .jobs = store.get(),
-                                               .blobs = blobs.get(),
+                                               .blobs = blobs,
                                                .runner = runner.get(),
                                                .executor = executor.get(),
                                                .clock = &clock,
@@ -265,7 +261,7 @@ absl::Status Serve(const ServerFlags& flags) {
                            .store = flags.store,
                            .jobs = flags.jobs,
                            .manager = manager.get(),
-                           .blobs = blobs.get(),
+                           .blobs = blobs,
                            .metrics = metrics.get(),
                            .access = access->control()});
   grpc::ServerBuilder builder;
@@ -294,18 +290,18 @@ absl::Status Serve(const ServerFlags& flags) {
   std::atomic<bool> ready{true};
   OVPRESS_ASSIGN_OR_RETURN(
       const std::unique_ptr<HttpServer> pages,
-      HttpServer::Start(flags.metrics,
-                        {{"/metrics",
-                          [&] {
-                            return HttpPage{.text = metrics->Page(manager.get(),
-                                                                  blobs.get())};
-                          }},
-                         {"/healthz", [] { return HttpPage{.text = "ok\n"}; }},
-                         {"/readyz", [&ready] {
-                            return ready ? HttpPage{.text = "ready\n"}
-                                         : HttpPage{.code = 503,
-                                                    .text = "draining\n"};
-                          }}}));
+      HttpServer::Start(
+          flags.metrics,
+          {{"/metrics",
+            [&] {
+              return HttpPage{.text = metrics->Page(manager.get(), blobs) +
+                                      blob_store.MetricsText()};
+            }},
+           {"/healthz", [] { return HttpPage{.text = "ok\n"}; }},
+           {"/readyz", [&ready] {
+              return ready ? HttpPage{.text = "ready\n"}
+                           : HttpPage{.code = 503, .text = "draining\n"};
+            }}}));
   spdlog::info("ovpress {} serves gRPC on {} (port {}), metrics on port {}",
                std::string(EngineVersion()), flags.listen, port, pages->port());
   if (!flags.port_file.empty()) {
