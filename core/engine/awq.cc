@@ -287,8 +287,7 @@ int Matcher::MergeAxis(size_t first, const PlannedWeight& weight,
   size_t axis = rank - 2;
   if (layer.type == "MatMul") {
     const bool transpose =
-        layer.Attribute(input.port == 0 ? "transpose_a" : "transpose_b") ==
-        "true";
+        layer.IsTrue(input.port == 0 ? "transpose_a" : "transpose_b");
     axis = (input.port == 1) != transpose ? rank - 1 : rank - 2;
   }
   const uint64_t channels =
@@ -302,8 +301,7 @@ size_t Matcher::ChannelAxis(size_t matmul, size_t rank) const {
   const Layer& layer = At(matmul);
   if (layer.type != "MatMul" || rank < 2) return rank - 1;
   const bool is_first = input_of_layer_.at(matmul).port != 0;
-  const bool transpose =
-      layer.Attribute(is_first ? "transpose_a" : "transpose_b") == "true";
+  const bool transpose = layer.IsTrue(is_first ? "transpose_a" : "transpose_b");
   return transpose == is_first ? rank - 2 : rank - 1;
 }
 

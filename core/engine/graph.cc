@@ -300,12 +300,7 @@ void FindWeights(const Model& model, NodeGraph* graph) {
 }  // namespace
 
 absl::string_view NodeTypeName(const Layer& layer) {
-  // The names that OpenVINO writes differently from what it calls them.
-  if (layer.type == "Const") return "Constant";
-  if (layer.type == "ReLU") return "Relu";
-  if (layer.type == "PReLU") return "PRelu";
-  if (layer.type == "SoftMax") return "Softmax";
-  return layer.type;
+  return layer.type == "Const" ? absl::string_view("Constant") : layer.type;
 }
 
 NodeGraph BuildNodeGraph(const Model& model) {

@@ -47,7 +47,7 @@ struct NodeGraph {
 
 NodeGraph BuildNodeGraph(const Model& model);
 
-// OpenVINO's type name: "Const" of the XML is "Constant", "ReLU" is "Relu".
+// OpenVINO's type name: "Const" of the XML is "Constant".
 absl::string_view NodeTypeName(const Layer& layer);
 
 // Layers of the two patterns that NNCF always ignores: RoPE (MatMul, then

@@ -599,7 +599,9 @@ absl::StatusOr<std::shared_ptr<Codebook>> ParseJsonTable(
       const std::string name = json["dtype"].get<std::string>();
       const auto type = ParseElementType(name);
       if (!type.has_value()) {
-        return error(absl::StrCat("unknown dtype '", name, "'"));
+        return error(absl::StrCat("unknown dtype '", name,
+                                  "'; use f32, f16, bf16, f64, f8e4m3, f8e5m2, "
+                                  "i8 or u8"));
       }
       codebook->type = *type;
     }

@@ -52,11 +52,6 @@ bool IsSupported(const CompressionOptions& options, ElementType type,
   return true;
 }
 
-bool AttributeIsTrue(const Layer& layer, const char* name) {
-  const absl::string_view value = layer.Attribute(name);
-  return value == "true" || value == "True" || value == "1";
-}
-
 // Channel axes by operation (layout.py, node_utils.py).
 absl::StatusOr<std::vector<int>> ChannelAxes(const Layer& layer, NodeKind kind,
                                              int64_t port, int rank) {
@@ -65,7 +60,7 @@ absl::StatusOr<std::vector<int>> ChannelAxes(const Layer& layer, NodeKind kind,
     case NodeKind::kMatMul: {
       if (rank < 2) return axes;
       const bool transpose =
-          AttributeIsTrue(layer, port == 0 ? "transpose_a" : "transpose_b");
+          layer.IsTrue(port == 0 ? "transpose_a" : "transpose_b");
       const int reduced = (transpose == (port == 0)) ? rank - 2 : rank - 1;
       for (int axis = 0; axis < rank; ++axis) {
         if (axis != reduced) axes.push_back(axis);

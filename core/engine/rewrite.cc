@@ -311,6 +311,7 @@ void Rewriter::WriteRtInfo() {
   const auto set = [this](const char* key, const std::string& value) {
     editor_.SetRtInfo({"nncf", "weight_compression", key}, value);
   };
+  editor_.AdoptLegacyMetadata();
   editor_.SetRtInfo({"nncf", "friendly_names_were_updated"}, "True");
   editor_.SetRtInfo({"nncf", "version"}, kNncfVersion);
   editor_.RemoveRtInfo({"nncf", "weight_compression", "ignored_scope"});

@@ -1,6 +1,7 @@
 #include "core/engine/weight_reader.h"
 
 #include <algorithm>
+#include <cstring>
 #include <utility>
 
 #include "core/base/status_macros.h"
@@ -74,8 +75,18 @@ void WeightReader::Apply(const ScaleStep& step, uint64_t first, uint64_t count,
     const uint64_t run =
         std::min({last_dim - column, count - done, uint64_t{kBlock}});
     std::byte* at = data + done * size;
-    ToFloat(constant_->type, at, run, block);
     const float* factor = step.factors->data() + base + column * last_stride;
+    if (step.in_f64 && constant_->type == ElementType::kF64) {
+      for (uint64_t i = 0; i < run; ++i) {
+        double value = 0;
+        std::memcpy(&value, at + i * sizeof(value), sizeof(value));
+        value *= static_cast<double>(factor[i * last_stride]);
+        std::memcpy(at + i * sizeof(value), &value, sizeof(value));
+      }
+      done += run;
+      continue;
+    }
+    ToFloat(constant_->type, at, run, block);
     for (uint64_t i = 0; i < run; ++i) block[i] *= factor[i * last_stride];
     FromFloat(constant_->type, block, run, at);
     done += run;

@@ -53,6 +53,7 @@ class ScopedBuffer {
 struct ScaleStep {
   const std::vector<float>* factors = nullptr;
   std::vector<uint64_t> strides;  // one per axis
+  bool in_f64 = false;  // no fl32: NumPy multiplies an f64 weight in f64
 };
 
 // Thread-safe once built.

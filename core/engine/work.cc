@@ -257,9 +257,11 @@ void WorkList::Impl::PrepareAwq() {
                               static_cast<size_t>(weight.reduction_axes[0])));
     }
     if (match.merged_constant != kNone) {
-      states[unit_of(match.merged_constant)].steps.push_back(
+      ScaleStep step =
           step_of(&awq_inverses[k], model().constants()[match.merged_constant],
-                  static_cast<size_t>(match.merged_axis)));
+                  static_cast<size_t>(match.merged_axis));
+      step.in_f64 = true;
+      states[unit_of(match.merged_constant)].steps.push_back(std::move(step));
     }
   }
 }

@@ -268,6 +268,46 @@ void ModelEditor::SetRtInfo(const std::vector<std::string>& path,
   SetText(at, "value", value);
 }
 
+void ModelEditor::AdoptLegacyMetadata() {
+  pugi::xml_node net = impl_->net;
+  const pugi::xml_node meta = net.child("meta_data");
+  const pugi::xml_node quantization = net.child("quantization_parameters");
+  if (!net.child("rt_info") && (meta || quantization)) {
+    pugi::xml_node rt_info = net.append_child("rt_info");
+    for (const pugi::xml_node child : meta.children()) {
+      if (child.type() != pugi::node_element) continue;
+      pugi::xml_node copy = rt_info.append_copy(child);
+      if (std::strcmp(child.name(), "cli_parameters") == 0) {
+        copy.set_name("conversion_parameters");
+      }
+    }
+    if (quantization) {
+      pugi::xml_node copy = rt_info.append_copy(quantization);
+      copy.set_name("optimization");
+      // Python text that the tool of that time wrote between the tags.
+      if (pugi::xml_node config = copy.child("config");
+          config && !config.attribute("value")) {
+        StringWriter text;
+        for (const pugi::xml_node part : config.children()) {
+          part.print(text, "", pugi::format_raw);
+        }
+        std::string line;
+        for (const char c : text.text) {
+          if (c == '\n' || (c == ' ' && !line.empty() && line.back() == ' ')) {
+            continue;
+          }
+          line += c;
+        }
+        while (config.remove_child(config.first_child())) {
+        }
+        SetText(config, "value", line);
+      }
+    }
+  }
+  net.remove_child("meta_data");
+  net.remove_child("quantization_parameters");
+}
+
 void ModelEditor::RemoveRtInfo(const std::vector<std::string>& path) {
   pugi::xml_node at = impl_->net.child("rt_info");
   for (const std::string& key : path) at = at.child(key.c_str());

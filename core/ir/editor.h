@@ -74,6 +74,10 @@ class ModelEditor {
   // writes them (new ones are inserted at their place).
   void SetRtInfo(const std::vector<std::string>& path,
                  const std::string& value);
+  // Turns the metadata of files from before 2022 (<meta_data> and
+  // <quantization_parameters>) into <rt_info>, as OpenVINO does: it looks at
+  // them only if there is no <rt_info>, and never writes them.
+  void AdoptLegacyMetadata();
   // Removes an element of <rt_info> with all below it, if present.
   void RemoveRtInfo(const std::vector<std::string>& path);
 

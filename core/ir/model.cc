@@ -8,6 +8,7 @@
 #include "absl/container/flat_hash_map.h"
 #include "absl/container/flat_hash_set.h"
 #include "absl/strings/ascii.h"
+#include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
@@ -78,6 +79,68 @@ absl::StatusOr<uint64_t> UnsignedAttribute(pugi::xml_node node,
   return value;
 }
 
+// OpenVINO looks operations up whatever the case of their type, but finds the
+// ends of a graph by "Result" and "Assign" alone. The engine compares exactly,
+// with these:
+constexpr absl::string_view kTypes[] = {"Add",
+                                        "Clamp",
+                                        "Concat",
+                                        "Constant",
+                                        "Convert",
+                                        "Convolution",
+                                        "ConvolutionBackpropData",
+                                        "Cos",
+                                        "Divide",
+                                        "Elu",
+                                        "FakeConvert",
+                                        "FakeQuantize",
+                                        "Gather",
+                                        "Gelu",
+                                        "GroupConvolution",
+                                        "GroupConvolutionBackpropData",
+                                        "GroupedMatMul",
+                                        "HSigmoid",
+                                        "HSwish",
+                                        "HardSigmoid",
+                                        "MatMul",
+                                        "Multiply",
+                                        "PRelu",
+                                        "Parameter",
+                                        "ReadValue",
+                                        "Relu",
+                                        "Reshape",
+                                        "Selu",
+                                        "ShapeOf",
+                                        "Sigmoid",
+                                        "Sin",
+                                        "Softmax",
+                                        "Squeeze",
+                                        "Subtract",
+                                        "Swish",
+                                        "Transpose",
+                                        "Unsqueeze"};
+
+absl::string_view CanonicalType(absl::string_view type) {
+  static const auto* const kByLowerCase = [] {
+    auto* map = new absl::flat_hash_map<std::string, absl::string_view>;
+    for (const absl::string_view name : kTypes) {
+      (*map)[absl::AsciiStrToLower(name)] = name;
+    }
+    return map;
+  }();
+  const auto found = kByLowerCase->find(absl::AsciiStrToLower(type));
+  return found == kByLowerCase->end() ? type : found->second;
+}
+
+// In files, a Constant is a Const. OpenVINO reads the other as something whose
+// bytes it does not find.
+absl::Status CheckIsNoConstant(absl::string_view type, absl::string_view name) {
+  if (CanonicalType(type) != "Constant") return absl::OkStatus();
+  return absl::DataLossError(absl::StrCat("layer ", Quote(name),
+                                          " has the type ", Quote(type),
+                                          "; an IR calls a constant 'Const'"));
+}
+
 absl::StatusOr<Port> ParsePort(pugi::xml_node node, const IrLimits& limits,
                                absl::string_view where) {
   Port port;
@@ -117,7 +180,9 @@ absl::StatusOr<Constant> ParseConstant(pugi::xml_node layer,
   }
   const char* const type_name = constant.data.attribute("element_type").value();
   const std::optional<ElementType> type = ParseElementType(type_name);
-  if (!type.has_value() || *type == ElementType::kDynamic) {
+  // Ports write FP32; OpenVINO takes nothing but f32 here.
+  if (!type.has_value() || *type == ElementType::kDynamic ||
+      ElementTypeName(*type) != type_name) {
     return absl::UnimplementedError(
         absl::StrCat(where, " has unknown element type ", Quote(type_name)));
   }
@@ -181,6 +246,11 @@ absl::Status DuplicatePort(absl::string_view where, int64_t id) {
 
 absl::string_view Layer::Attribute(const char* attribute) const {
   return node.child("data").attribute(attribute).value();
+}
+
+bool Layer::IsTrue(const char* attribute) const {
+  const absl::string_view value = Attribute(attribute);
+  return absl::EqualsIgnoreCase(value, "true") || value == "1";
 }
 
 struct Model::Impl {
@@ -247,7 +317,7 @@ absl::StatusOr<Layer> Model::Impl::ParseLayer(pugi::xml_node node,
   Layer layer;
   layer.node = node;
   layer.name = node.attribute("name").value();
-  layer.type = node.attribute("type").value();
+  layer.type = CanonicalType(node.attribute("type").value());
   layer.version = node.attribute("version").value();
   OVPRESS_ASSIGN_OR_RETURN(
       layer.id,
@@ -258,7 +328,17 @@ absl::StatusOr<Layer> Model::Impl::ParseLayer(pugi::xml_node node,
     OVPRESS_ASSIGN_OR_RETURN(Port parsed, ParsePort(port, limits, where));
     layer.inputs.push_back(std::move(parsed));
   }
+  for (const char* required : {"name", "type", "version"}) {
+    if (!node.attribute(required)) {
+      return absl::DataLossError(
+          absl::StrCat(where, " has no attribute '", required, "'"));
+    }
+  }
   for (const pugi::xml_node port : node.child("output").children("port")) {
+    if (!port.attribute("precision")) {
+      return absl::DataLossError(
+          absl::StrCat(where, " has an output without a 'precision'"));
+    }
     OVPRESS_ASSIGN_OR_RETURN(Port parsed, ParsePort(port, limits, where));
     layer.outputs.push_back(std::move(parsed));
   }
@@ -272,6 +352,12 @@ absl::StatusOr<Layer> Model::Impl::ParseLayer(pugi::xml_node node,
         return DuplicatePort(where, (*ports)[i].id);
       }
     }
+  }
+  OVPRESS_RETURN_IF_ERROR(CheckIsNoConstant(layer.type, layer.name));
+  // What a Convert gives is in its attribute; OpenVINO ignores the port.
+  if (layer.type == "Convert" && !layer.outputs.empty()) {
+    const auto type = ParseElementType(layer.Attribute("destination_type"));
+    if (type.has_value()) layer.outputs[0].type = *type;
   }
   layer.producers.resize(layer.inputs.size());
   layer.consumers.resize(layer.outputs.size());
@@ -297,6 +383,8 @@ absl::Status Model::Impl::CollectBodyConstants(pugi::xml_node layer,
         constants.push_back(std::move(constant));
         continue;
       }
+      OVPRESS_RETURN_IF_ERROR(CheckIsNoConstant(at.attribute("type").value(),
+                                                at.attribute("name").value()));
     }
     for (pugi::xml_node child = at.last_child(); child;
          child = child.previous_sibling()) {

@@ -21,9 +21,9 @@ namespace ovpress {
 // limit.
 struct IrLimits {
   uint64_t xml_bytes_max = 512ull << 20;
-  int xml_depth_max = 256;       // nested elements
-  uint64_t layers_max = 4000000; // all bodies together
-  uint64_t rank_max = 64;        // dimensions of one shape
+  int xml_depth_max = 256;        // nested elements
+  uint64_t layers_max = 4000000;  // all bodies together
+  uint64_t rank_max = 64;         // dimensions of one shape
 };
 
 inline constexpr size_t kNone = static_cast<size_t>(-1);
@@ -47,22 +47,26 @@ struct Consumer {
   size_t input = 0;
 };
 
-// One layer of the top-level graph. String views point into the document.
+// One layer of the top-level graph. String views point into the document or to
+// constants.
 struct Layer {
   uint64_t id = 0;
   absl::string_view name;
-  absl::string_view type;     // "MatMul"
+  absl::string_view type;     // "MatMul", "Relu": spelled as OpenVINO does,
+                              // whatever the file's case; but "Const"
   absl::string_view version;  // "opset1"
   std::vector<Port> inputs;
   std::vector<Port> outputs;
   std::vector<Producer> producers;               // one per input
   std::vector<std::vector<Consumer>> consumers;  // one list per output
   size_t constant = kNone;                       // index in Model::constants
-  bool has_body = false;  // If, Loop, TensorIterator ...
+  bool has_body = false;                         // If, Loop, TensorIterator ...
   pugi::xml_node node;
 
   // Attribute of the <data> element; empty view if absent.
   absl::string_view Attribute(const char* attribute) const;
+  // False if absent; as OpenVINO reads it: "true" in any case, or "1".
+  bool IsTrue(const char* attribute) const;
 };
 
 // A Const layer anywhere in the document, bodies included.

@@ -1,6 +1,6 @@
 """The cases: which models with which options, in named groups.
 
-Groups: int, lowbit, float, codebook, awq, scope, refuse, random, real,
+Groups: int, lowbit, float, codebook, awq, scope, refuse, random, spelling, real,
 published. `quick` takes a fixed part of the big groups, the same every time
 (by a checksum of the case's name), and all of the small ones.
 """
@@ -16,13 +16,19 @@ import generator
 import ir_xml
 import published
 import real_models
+import spelling
+import wild
 import zoo
 from options import CODEBOOKS, Options as O
 
-GROUPS = ("int", "lowbit", "float", "codebook", "awq", "scope", "refuse", "random", "real", "published")
+GROUPS = ("int", "lowbit", "float", "codebook", "awq", "scope", "refuse", "random", "spelling", "real", "published")
 RANDOM_GRAPHS = 300
+# Seeds of the graphs of wild.py, and how many option sets each.
+WILD_GRAPHS = 200
+CHAINS = 100
+WILD_SETS = 3
 # Of the big groups, one case in so many is part of `quick`.
-QUICK_PART = {"int": 3, "lowbit": 3, "float": 4, "codebook": 3, "awq": 2, "scope": 3, "random": 3, "real": 3}
+QUICK_PART = {"int": 3, "lowbit": 3, "float": 4, "codebook": 3, "awq": 2, "scope": 3, "random": 3, "spelling": 2, "real": 3}
 # Of the cases on small models, one in so many is also run on the CPU.
 INFERENCE_PART = 8
 
@@ -236,6 +242,12 @@ class Catalogue:
                     self._add("refuse", name, paths[name], options)
         if "random" in self._groups:
             self._random()
+        if "spelling" in self._groups:
+            for name in spelling.MODELS:
+                for how in spelling.SPELLINGS:
+                    path = spelling.save(how, paths[name])
+                    for options in (O(), O("int4_asym", group_size=32, fallback="ignore", ratio=0.5, all_layers=True), O("int4_sym", group_size=-1, types=("MatMul",))):
+                        self._add("spelling", path.stem, path, options, QUICK_PART["spelling"])
         if "real" in self._groups:
             self._real()
         if "published" in self._groups:
@@ -265,6 +277,13 @@ class Catalogue:
             path = generator.save(seed, self._dir)
             for i in range(4):
                 self._add("random", path.stem, path, pool[_checksum(f"{seed}/{i}") % len(pool)])
+
+        part = 5 if self._level == "quick" else 1
+        for kind, count, options in ((wild.Wild, WILD_GRAPHS, wild.options), (wild.Chain, CHAINS, wild.awq_options)):
+            for seed in range(count // part):
+                path = wild.save(kind, seed, self._dir)
+                for i in range(WILD_SETS):
+                    self._add("random", path.stem, path, options(seed, i))
 
     def _real(self) -> None:
         found, self.list.missing = real_models.onnx_models(self._dir)

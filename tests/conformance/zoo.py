@@ -165,7 +165,7 @@ def transposed_b():
 
 
 @zoo("core")
-def transposed_activation():
+def transposedactivation():
     b = Builder("transposed_activation")
     x = b.param([64, 3])
     y = op.matmul(x, b.const([96, 64], "w0"), True, True, name="mm0")  # [3,96]
@@ -725,7 +725,7 @@ def gather_versions():
 
 
 @zoo("core")
-def gather_of_activation():
+def gather_ofactivation():
     """A Gather whose data is no constant, and one with constant indices."""
     b = Builder("gather_of_activation")
     x = b.param([8, 64])
@@ -1237,6 +1237,29 @@ def long_reduction():
     return b.model([b.linear(y, 64, 32, "head")], [x])
 
 
+def _near_ties(name, size):
+    """Errors that differ, if at all, by the order in which they are summed."""
+    b = Builder(name)
+    x = b.param([2, size])
+    base = b.values([size, size], 0.1)
+    y = x
+    for i in range(6):
+        data = base[:, b.rng.permutation(size)]
+        transpose = i % 2 == 0
+        y = op.matmul(y, op.constant(data if transpose else np.ascontiguousarray(data.T), name=f"w{i}"), False, transpose, name=f"mm{i}")
+    return b.model([y], [x])
+
+
+@zoo("core")
+def near_ties():
+    return _near_ties("near_ties", 90)
+
+
+@zoo("core")
+def near_ties_large():
+    return _near_ties("near_ties_large", 128)
+
+
 # ---- already compressed -------------------------------------------------------------
 def _gptq(b, name, dtype, outputs, inputs, group, zero_point=True):
     """What the IR of a GPTQ checkpoint holds."""
@@ -1373,7 +1396,10 @@ def scalar_and_broadcast_biases():
 
 
 # ---- data-free AWQ -------------------------------------------------------------------
-def _activation(kind, y, b, name):
+ACTIVATIONS = ("relu", "clamp", "elu", "prelu", "sigmoid", "hsigmoid", "hard_sigmoid", "swish", "hswish", "selu", "gelu")
+
+
+def activation(kind, y, b, name):
     def scalar(value, tail):
         return op.constant(np.float32(value), name=f"{name}/{tail}")
 
@@ -1396,7 +1422,7 @@ def _awq_act(kind):
     def build():
         b = Builder(f"awq_act_{kind}")
         x = b.param([2, 64])
-        y = _activation(kind, b.linear(x, 64, 64, "up", bias=True), b, "act")
+        y = activation(kind, b.linear(x, 64, 64, "up", bias=True), b, "act")
         y = b.linear(y, 64, 64, "down")
         return b.model([b.linear(y, 64, 32, "head")], [x])
 
@@ -1404,7 +1430,7 @@ def _awq_act(kind):
     return build
 
 
-for _kind in ("relu", "clamp", "elu", "prelu", "sigmoid", "hsigmoid", "hard_sigmoid", "swish", "hswish", "selu", "gelu"):
+for _kind in ACTIVATIONS:
     zoo("awq")(_awq_act(_kind))
 
 
@@ -1424,7 +1450,7 @@ def _gated(name, act="swish", dtype=ov.Type.f32, rank3=False, batch_weight=False
     for i in range(2):
         gate = linear(y, hidden, inner, f"gate{i}")
         if act:
-            gate = _activation(act, gate, b, f"act{i}")
+            gate = activation(act, gate, b, f"act{i}")
         y = linear(op.multiply(gate, linear(y, hidden, inner, f"up{i}"), name=f"mul{i}"), inner, hidden, f"down{i}")
     return b.model([linear(y, hidden, 32, "head")], [x])
 

@@ -8,6 +8,8 @@
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "hwy/highway.h"
+#include "hwy/targets.h"
 #include "tests/testing/ir_builder.h"
 
 namespace ovpress {
@@ -123,6 +125,68 @@ TEST(Compression, BytesDoNotDependOnThreadsOrBudget) {
     const auto third = Compress(ir, option, many.get(), kMinMemoryBudgetBytes);
     ASSERT_TRUE(third.ok()) << third.status();
     EXPECT_EQ(reference->bin, third->bin);
+  }
+}
+
+// From the scores to the last byte of every mode, weights on both sides of
+// 10,000 elements, an awq rescale among them.
+TEST(Compression, BytesDoNotDependOnTheInstructionSet) {
+  IrBuilder ir;
+  auto x = ir.Parameter("x", {-1, 96});
+  x = ir.MatMul("rows", x,
+                ir.Weights("w_rows", ElementType::kF32, {128, 96}, 1), false,
+                true, {-1, 128});
+  x = ir.Op("act", "ReLU", "opset1", "", {x}, {-1, 128});
+  x = ir.MatMul("columns", x,
+                ir.Weights("w_columns", ElementType::kF32, {128, 64}, 2), false,
+                false, {-1, 64});
+  x = ir.MatMul(
+      "half", x,
+      ir.Convert("c", ir.Weights("w_half", ElementType::kF16, {160, 64}, 3),
+                 ElementType::kF32),
+      false, true, {-1, 160});
+  x = ir.MatMul("batch", x,
+                ir.Weights("w_batch", ElementType::kBf16, {3, 160, 32}, 4),
+                false, false, {3, -1, 32});
+  ir.Result("y", x);
+
+  auto table = std::make_shared<Codebook>();
+  table->type = ElementType::kF32;
+  for (int i = -20; i < 20; ++i) {
+    const float value = static_cast<float>(i) / 20.0f;
+    table->values.push_back(value);
+    const auto* bytes = reinterpret_cast<const std::byte*>(&value);
+    table->stored.insert(table->stored.end(), bytes, bytes + sizeof(value));
+  }
+  std::vector<CompressionOptions> sets;
+  for (const Mode mode : kAllModes) {
+    CompressionOptions options{.mode = mode};
+    if (mode == Mode::kCodebook) options.codebook = table;
+    if (!ModeTraitsOf(mode).is_int8) {
+      options.group_size_fallback = GroupSizeFallback::kIgnore;
+      if (!ModeTraitsOf(mode).group_size_fixed) options.group_size = 32;
+      options.backup_mode = BackupMode::kInt8Sym;
+      options.ratio = 0.8;
+      options.all_layers = true;
+    }
+    sets.push_back(options);
+  }
+  sets.push_back({.mode = Mode::kInt4Asym, .group_size = -1, .awq = true});
+  const std::unique_ptr<Executor> serial = MakeSerialExecutor();
+  for (const CompressionOptions& options : sets) {
+    std::string first;
+    for (const int64_t target : hwy::SupportedAndGeneratedTargets()) {
+      hwy::SetSupportedTargetsForTest(target);
+      hwy::GetChosenTarget().Update(hwy::SupportedTargets());
+      const auto result = Compress(ir, options, serial.get());
+      hwy::SetSupportedTargetsForTest(0);
+      hwy::GetChosenTarget().Update(hwy::SupportedTargets());
+      ASSERT_TRUE(result.ok()) << result.status();
+      const std::string bytes = result->xml + result->bin;
+      if (first.empty()) first = bytes;
+      EXPECT_TRUE(bytes == first) << ModeTraitsOf(options.mode).name << " on "
+                                  << hwy::TargetName(target);
+    }
   }
 }
 

@@ -124,6 +124,38 @@ TEST(Model, ReadsLayersEdgesAndConstants) {
       StatusIs(absl::StatusCode::kDataLoss, HasSubstr("'w' at 16 of 128")));
 }
 
+// OpenVINO does not care for the case of types and booleans.
+TEST(Model, SpellingsOfTypesAndBooleans) {
+  for (const char* type : {"matmul", "MATMUL", "Matmul"}) {
+    const auto model =
+        Model::Parse(With("\"MatMul\"", absl::StrCat("\"", type, "\"")));
+    ASSERT_TRUE(model.ok()) << model.status();
+    EXPECT_EQ(model->layers()[2].type, "MatMul");
+  }
+  // The ends of a graph it finds by these alone.
+  const auto other = Model::Parse(With("\"Result\"", "\"result\""));
+  ASSERT_TRUE(other.ok()) << other.status();
+  EXPECT_EQ(other->layers()[3].type, "result");
+  for (const char* value : {"true", "True", "TRUE", "1"}) {
+    const auto model = Model::Parse(absl::StrReplaceAll(
+        kSmall, {{"transpose_b=\"true\"",
+                  absl::StrCat("transpose_b=\"", value, "\"")}}));
+    ASSERT_TRUE(model.ok()) << model.status();
+    EXPECT_TRUE(model->layers()[2].IsTrue("transpose_b")) << value;
+    EXPECT_FALSE(model->layers()[2].IsTrue("transpose_a"));
+    EXPECT_FALSE(model->layers()[2].IsTrue("transpose_c"));
+  }
+}
+
+TEST(Model, WhatAConvertGivesIsInItsAttribute) {
+  const auto model =
+      Model::Parse(With("\"MatMul\" version=\"opset1\">\n\t\t\t<data ",
+                        "\"Convert\" version=\"opset1\">\n\t\t\t<data "
+                        "destination_type=\"f16\" "));
+  ASSERT_TRUE(model.ok()) << model.status();
+  EXPECT_EQ(model->layers()[2].outputs[0].type, ElementType::kF16);
+}
+
 TEST(Model, ReadsTheExportersFiles) {
   for (const char* name : kModels) {
     const auto model = Model::Parse(ReadFile(ModelPath(name)));
@@ -153,6 +185,16 @@ TEST(Model, OneErrorForEachCorruptedField) {
        "not an unsigned number"},
       {"<layer id=\"1\"", "<layer", absl::StatusCode::kDataLoss,
        "no attribute 'id'"},
+      {" name=\"mm\"", "", absl::StatusCode::kDataLoss, "no attribute 'name'"},
+      {"type=\"MatMul\" version=\"opset1\"", "type=\"MatMul\"",
+       absl::StatusCode::kDataLoss, "no attribute 'version'"},
+      {"<port id=\"2\" precision=\"FP32\">", "<port id=\"2\">",
+       absl::StatusCode::kDataLoss, "output without a 'precision'"},
+      {"\"Const\"", "\"constant\"", absl::StatusCode::kDataLoss,
+       "calls a constant 'Const'"},
+      {"element_type=\"f32\" shape=\"8, 4\"",
+       "element_type=\"FP32\" shape=\"8, 4\"", absl::StatusCode::kUnimplemented,
+       "unknown element type 'FP32'"},
       {"element_type=\"f32\" shape=\"8, 4\"",
        "element_type=\"f33\" shape=\"8, 4\"", absl::StatusCode::kUnimplemented,
        "unknown element type 'f33'"},
@@ -341,6 +383,50 @@ TEST(ModelEditor, RtInfoStaysSortedAndKeepsItsNeighbours) {
                         "\t\t</optimum>\n"
                         "\t\t<zeta value=\"3\" />\n"
                         "\t</rt_info>"));
+}
+
+TEST(ModelEditor, LegacyMetadataBecomesRtInfo) {
+  const char kMeta[] =
+      "\t<meta_data>\n"
+      "\t\t<MO_version value=\"2021.4\" />\n"
+      "\t\t<cli_parameters>\n"
+      "\t\t\t<unset unset_cli_parameters=\"a, b\" />\n"
+      "\t\t</cli_parameters>\n"
+      "\t</meta_data>\n"
+      "\t<quantization_parameters>\n"
+      "\t\t<config>{\n    'a': 1}</config>\n"
+      "\t</quantization_parameters>\n";
+  std::string old = kSmall;
+  old.replace(old.find("\t<rt_info>"), std::string::npos,
+              absl::StrCat(kMeta, "</net>\n"));
+  const auto model = Model::Parse(old);
+  ASSERT_TRUE(model.ok()) << model.status();
+  ModelEditor editor(*model);
+  editor.AdoptLegacyMetadata();
+  editor.SetRtInfo({"nncf", "a"}, "1");
+  const std::string xml = editor.Serialize();
+  EXPECT_THAT(xml, HasSubstr("\t<rt_info>\n"
+                             "\t\t<MO_version value=\"2021.4\" />\n"
+                             "\t\t<conversion_parameters>\n"
+                             "\t\t\t<unset unset_cli_parameters=\"a, b\" />\n"
+                             "\t\t</conversion_parameters>\n"
+                             "\t\t<nncf>\n"
+                             "\t\t\t<a value=\"1\" />\n"
+                             "\t\t</nncf>\n"
+                             "\t\t<optimization>\n"
+                             "\t\t\t<config value=\"{ 'a': 1}\" />\n"
+                             "\t\t</optimization>\n"
+                             "\t</rt_info>"));
+  EXPECT_THAT(xml, ::testing::Not(HasSubstr("meta_data")));
+  EXPECT_THAT(xml, ::testing::Not(HasSubstr("quantization_parameters")));
+  // Beside <rt_info> OpenVINO does not look at them.
+  std::string both = kSmall;
+  both.insert(both.find("\t<rt_info>"), kMeta);
+  const auto second = Model::Parse(both);
+  ASSERT_TRUE(second.ok()) << second.status();
+  ModelEditor other(*second);
+  other.AdoptLegacyMetadata();
+  EXPECT_THAT(other.Serialize(), ::testing::Not(HasSubstr("2021.4")));
 }
 
 }  // namespace
