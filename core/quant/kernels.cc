@@ -13,6 +13,8 @@
 #include "core/quant/scalar.h"
 #include "hwy/foreach_target.h"  // must stand before highway.h
 #include "hwy/highway.h"
+// After highway.h:
+#include "core/quant/quotient-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace ovpress {
@@ -155,64 +157,385 @@ void OrderedRange(const uint8_t* source, size_t length,
   *out_hi = hi;
 }
 
+#undef OVPRESS_ROWS_AT_ONCE  // this file is read once for each target
+#if HWY_TARGET != HWY_SCALAR && !HWY_HAVE_SCALABLE
+#define OVPRESS_ROWS_AT_ONCE 1
+#else
+#define OVPRESS_ROWS_AT_ONCE 0
+#endif
+
+#if OVPRESS_ROWS_AT_ONCE
+// Halves a vector until one block of 16 bytes is left; lane k of that block is
+// then the minimum (maximum) of the lanes k of all blocks.
+template <bool kMax, class D>
+auto FoldToBlock(D d, hn::Vec<D> v) {
+  if constexpr (hn::MaxLanes(d) * sizeof(hn::TFromD<D>) > 16) {
+    const hn::Half<D> dh;
+    const auto lower = hn::LowerHalf(dh, v);
+    const auto upper = hn::UpperHalf(dh, v);
+    if constexpr (kMax) {
+      return FoldToBlock<kMax>(dh, hn::Max(lower, upper));
+    } else {
+      return FoldToBlock<kMax>(dh, hn::Min(lower, upper));
+    }
+  } else {
+    return v;
+  }
+}
+
+// Reduces as many vectors as a block has lanes: lane k of the stored block is
+// the minimum (maximum) of vector k. Each level interleaves vectors in pairs,
+// so that a lane of the result belongs to one of the two; that takes three
+// operations a vector instead of a reduction of each.
+template <bool kMax, class D, class T>
+void ReduceBlock(D d, hn::Vec<D>* v, T* out) {
+  const auto merge = [d](hn::Vec<D> a, hn::Vec<D> b) HWY_ATTR {
+    const auto lower = hn::InterleaveLower(d, a, b);
+    const auto upper = hn::InterleaveUpper(d, a, b);
+    if constexpr (kMax) {
+      return hn::Max(lower, upper);
+    } else {
+      return hn::Min(lower, upper);
+    }
+  };
+  for (size_t width = 16 / sizeof(T) / 2; width > 0; width /= 2) {
+    for (size_t i = 0; i < width; ++i) v[i] = merge(v[i], v[i + width]);
+  }
+  hn::StoreU(FoldToBlock<kMax>(d, v[0]), hn::Full128<T>(), out);
+}
+
+// Ordered ranges of 16 / sizeof(T) rows. REQUIRES: length >= Lanes(d).
+template <class D, class T>
+void BlockOfRows(D d, const T* at, size_t length, T* out_lo, T* out_hi) {
+  constexpr size_t kRows = 16 / sizeof(T);
+  constexpr int kShift = sizeof(T) * 8 - 1;
+  using V = hn::Vec<D>;
+  const size_t n = hn::Lanes(d);
+  const V mask = hn::Set(d, std::numeric_limits<T>::max());
+  V lo[kRows];
+  V hi[kRows];
+  for (size_t row = 0; row < kRows; ++row, at += length) {
+    // The last full vector overlaps the one before: minima do not mind.
+    const V last = Ordered<V, kShift>(hn::LoadU(d, at + length - n), mask);
+    V vlo = last;
+    V vhi = last;
+    for (size_t i = 0; i + n < length; i += n) {
+      const V a = Ordered<V, kShift>(hn::LoadU(d, at + i), mask);
+      vlo = hn::Min(vlo, a);
+      vhi = hn::Max(vhi, a);
+    }
+    lo[row] = vlo;
+    hi[row] = vhi;
+  }
+  ReduceBlock<false>(d, lo, out_lo);
+  ReduceBlock<true>(d, hi, out_hi);
+}
+
+// Whole blocks of rows with the longest vector that fits into a row; returns
+// the number of rows done.
+template <class D, class T>
+size_t BlocksOfRows(D d, const T* at, size_t rows, size_t length, T* lo,
+                    T* hi) {
+  constexpr size_t kRows = 16 / sizeof(T);
+  if (length < hn::Lanes(d)) {
+    if constexpr (hn::MaxLanes(d) * sizeof(T) > 16) {
+      return BlocksOfRows(hn::Half<D>(), at, rows, length, lo, hi);
+    } else {
+      return 0;
+    }
+  }
+  size_t row = 0;
+  for (; row + kRows <= rows; row += kRows) {
+    BlockOfRows(d, at + row * length, length, lo + row, hi + row);
+  }
+  return row;
+}
+#endif  // OVPRESS_ROWS_AT_ONCE
+
+// Rows that are quantized together: their ranges, then their steps, then their
+// codes. A multiple of every vector's length.
+constexpr size_t kRowsAtOnce = 64;
+
+// Ranges of up to kRowsAtOnce rows, as f32. lo and hi have kRowsAtOnce places;
+// those past `rows` get any finite value. True if all ranges are finite.
 template <class Load>
-bool RowRange(const uint8_t* source, size_t length, float* lo, float* hi) {
+bool RowRanges(const uint8_t* source, size_t rows, size_t length, float* lo,
+               float* hi) {
   if (length == 0) {
-    *lo = std::numeric_limits<float>::infinity();
-    *hi = -std::numeric_limits<float>::infinity();
+    std::fill(lo, lo + kRowsAtOnce, std::numeric_limits<float>::infinity());
+    std::fill(hi, hi + kRowsAtOnce, -std::numeric_limits<float>::infinity());
     return true;
   }
-  typename Load::Raw ordered_lo, ordered_hi;
-  OrderedRange<Load>(source, length, &ordered_lo, &ordered_hi);
-  *lo = FromOrdered<Load>(ordered_lo);
-  *hi = FromOrdered<Load>(ordered_hi);
-  return std::isfinite(*lo) && std::isfinite(*hi);
+  using T = typename Load::Raw;
+  HWY_ALIGN T raw_lo[kRowsAtOnce];
+  HWY_ALIGN T raw_hi[kRowsAtOnce];
+  size_t row = 0;
+#if OVPRESS_ROWS_AT_ONCE
+  row = BlocksOfRows(hn::ScalableTag<T>(), reinterpret_cast<const T*>(source),
+                     rows, length, raw_lo, raw_hi);
+#endif
+  for (; row < rows; ++row) {
+    OrderedRange<Load>(source + row * length * sizeof(T), length, raw_lo + row,
+                       raw_hi + row);
+  }
+  const DF df;
+  const hn::ScalableTag<T> d;
+  using V = hn::Vec<decltype(d)>;
+  constexpr int kShift = sizeof(T) * 8 - 1;
+  const size_t n = hn::Lanes(df);
+  const size_t end = (rows + n - 1) / n * n;
+  // Whole vectors: the places behind the last row are its copies.
+  const size_t end_raw = std::min(
+      kRowsAtOnce, (rows + hn::Lanes(d) - 1) / hn::Lanes(d) * hn::Lanes(d));
+  std::fill(raw_lo + rows, raw_lo + end_raw, raw_lo[rows - 1]);
+  std::fill(raw_hi + rows, raw_hi + end_raw, raw_hi[rows - 1]);
+  const V mask = hn::Set(d, std::numeric_limits<T>::max());
+  for (size_t i = 0; i < end_raw; i += hn::Lanes(d)) {
+    // The order's map is its own inverse.
+    hn::StoreU(Ordered<V, kShift>(hn::LoadU(d, raw_lo + i), mask), d,
+               raw_lo + i);
+    hn::StoreU(Ordered<V, kShift>(hn::LoadU(d, raw_hi + i), mask), d,
+               raw_hi + i);
+  }
+  auto finite = hn::Eq(hn::Zero(df), hn::Zero(df));
+  const VF infinity = hn::Set(df, std::numeric_limits<float>::infinity());
+  for (size_t i = 0; i < end; i += n) {
+    const VF vlo = Load::Vector(reinterpret_cast<const uint8_t*>(raw_lo + i));
+    const VF vhi = Load::Vector(reinterpret_cast<const uint8_t*>(raw_hi + i));
+    finite = hn::And(finite, hn::And(hn::Lt(hn::Abs(vlo), infinity),
+                                     hn::Lt(hn::Abs(vhi), infinity)));
+    hn::StoreU(vlo, df, lo + i);
+    hn::StoreU(vhi, df, hi + i);
+  }
+  return hn::AllTrue(df, finite);
+}
+
+// --- steps -----------------------------------------------------------------
+
+// Whether quotients of these weights may be multiplied; see quotient-inl.h.
+template <class Load, scalar::CodeKind kKind>
+constexpr bool kMayMultiply = kHasFma &&
+                              (std::is_same_v<Load, LoadF16> ||
+                               (std::is_same_v<Load, LoadBf16> &&
+                                kKind != scalar::CodeKind::kCodebook));
+
+// fl(w / s); y = fl(1 / s).
+template <scalar::CodeKind kKind, bool kMultiply>
+HWY_INLINE VF Quotient(VF w, VF s, VF y) {
+  if constexpr (!kMultiply) {
+    return hn::Div(w, s);
+  } else if constexpr (kKind == scalar::CodeKind::kF4e2m1 ||
+                       kKind == scalar::CodeKind::kF8e4m3) {
+    // Steps of these kinds are positive.
+    return hn::CopySign(MultipliedQuotient(w, s, y), w);
+  } else {
+    return MultipliedQuotient(w, s, y);
+  }
+}
+
+// What reference::MakeSteps does. False, and the outputs are not to be used, if
+// a range is not finite and not that of an empty group.
+bool DoMakeSteps(const scalar::StepRule& rule, const float* lo, const float* hi,
+                 size_t groups, float* step, uint8_t* zero_point) {
+  const DF df;
+  const DI di;
+  const size_t n = hn::Lanes(df);
+  const VF zero = hn::Zero(df);
+  const VF eps = hn::Set(df, scalar::kEps);
+  const VF range = hn::Set(df, rule.range);
+  const hn::Rebind<uint8_t, DI> d8;
+  const hn::RebindToUnsigned<DI> du;
+  auto good = hn::Eq(zero, zero);
+  const auto one = [&](VF vlo, VF vhi, VF* z) HWY_ATTR {
+    const VF infinity = hn::Set(df, std::numeric_limits<float>::infinity());
+    good = hn::And(good, hn::Or(hn::Gt(vlo, vhi),
+                                hn::And(hn::Lt(hn::Abs(vlo), infinity),
+                                        hn::Lt(hn::Abs(vhi), infinity))));
+    switch (rule.kind) {
+      case scalar::StepKind::kAsym: {
+        const VF low = hn::IfThenElse(hn::Lt(vlo, zero), vlo, zero);
+        const VF high = hn::IfThenElse(hn::Gt(vhi, zero), vhi, zero);
+        VF s = hn::Div(hn::Sub(high, low), range);
+        s = hn::IfThenElse(hn::Lt(hn::Abs(s), eps), eps, s);
+        const VF raw = hn::Sub(zero, hn::Round(hn::Div(low, s)));
+        *z = hn::IfThenElse(hn::Gt(raw, zero),
+                            hn::IfThenElse(hn::Lt(raw, range), raw, range),
+                            zero);
+        return s;
+      }
+      case scalar::StepKind::kSym: {
+        const VF a = hn::Abs(vlo);
+        VF s = hn::Div(hn::IfThenElse(hn::Ge(a, vhi), a, hn::Neg(vhi)), range);
+        s = hn::IfThenElse(hn::Gt(vlo, vhi), zero, s);
+        return hn::IfThenElse(hn::Lt(hn::Abs(s), eps), eps, s);
+      }
+      default:
+        break;
+    }
+    const VF a = hn::Abs(vlo);
+    const VF b = hn::Abs(vhi);
+    VF t = hn::IfThenElse(hn::Gt(a, b), a, b);
+    t = hn::IfThenElse(hn::Gt(vlo, vhi), zero, t);
+    if (rule.kind == scalar::StepKind::kMagnitude) return t;
+    if (rule.clamp_first) t = hn::IfThenElse(hn::Lt(t, eps), eps, t);
+    if (rule.divide) t = hn::Div(t, range);
+    if (!rule.clamp_first) t = hn::IfThenElse(hn::Lt(t, eps), eps, t);
+    if (rule.kind == scalar::StepKind::kFloat) return t;
+    // An MX exponent e = the number of thresholds below t; see MxThresholds.
+    VI e = hn::Sub(hn::ShiftRight<23>(hn::BitCast(di, t)), hn::Set(di, 1));
+    for (int k = 0; k < 3; ++k) {
+      const VF largest = hn::GatherIndex(df, rule.mx_largest, e);
+      e = hn::Sub(e,
+                  hn::VecFromMask(di, hn::RebindMask(di, hn::Gt(t, largest))));
+    }
+    e = hn::Min(e, hn::Set(di, 254));
+    const VI bits = hn::IfThenElse(hn::Eq(e, hn::Zero(di)),
+                                   hn::Set(di, 0x00400000),  // 2^-127
+                                   hn::ShiftLeft<23>(e));
+    return hn::BitCast(df, bits);
+  };
+  const auto write = [&](VF s, VF z, float* to_step,
+                         uint8_t* to_zero_point) HWY_ATTR {
+    hn::StoreU(s, df, to_step);
+    if (rule.kind != scalar::StepKind::kAsym) return;
+    hn::StoreU(hn::TruncateTo(d8, hn::BitCast(du, hn::ConvertTo(di, z))), d8,
+               to_zero_point);
+  };
+  size_t i = 0;
+  for (; i + n <= groups; i += n) {
+    VF z = zero;
+    const VF s = one(hn::LoadU(df, lo + i), hn::LoadU(df, hi + i), &z);
+    write(s, z, step + i, zero_point + i);
+  }
+  if (i == groups) return hn::AllTrue(df, good);
+  HWY_ALIGN float rest_lo[HWY_MAX_BYTES / 4] = {};
+  HWY_ALIGN float rest_hi[HWY_MAX_BYTES / 4] = {};
+  HWY_ALIGN float rest_step[HWY_MAX_BYTES / 4];
+  HWY_ALIGN uint8_t rest_zero_point[HWY_MAX_BYTES];
+  std::copy(lo + i, lo + groups, rest_lo);
+  std::copy(hi + i, hi + groups, rest_hi);
+  VF z = zero;
+  const VF s = one(hn::LoadU(df, rest_lo), hn::LoadU(df, rest_hi), &z);
+  write(s, z, rest_step, rest_zero_point);
+  std::copy(rest_step, rest_step + (groups - i), step + i);
+  if (rule.kind == scalar::StepKind::kAsym) {
+    std::copy(rest_zero_point, rest_zero_point + (groups - i), zero_point + i);
+  }
+  return hn::AllTrue(df, good);
 }
 
 // --- codes -----------------------------------------------------------------
 
-// Rounds, clamps and shifts; one i32 code per lane.
-template <scalar::CodeKind kKind>
-VI Codes(VF quotient, VF zero_point, const scalar::Prepared& p) {
-  const DF df;
-  const DI di;
-  using scalar::CodeKind;
-  if constexpr (kKind == CodeKind::kAsym) {
-    const VF x = hn::Add(quotient, zero_point);
-    const VF low = hn::IfThenElse(hn::Gt(x, hn::Zero(df)), x, hn::Zero(df));
-    return hn::NearestInt(hn::Min(low, hn::Set(df, p.top)));
-  } else if constexpr (kKind == CodeKind::kSym) {
-    const VF bottom = hn::Set(df, p.bottom);
-    const VF low = hn::IfThenElse(hn::Gt(quotient, bottom), quotient, bottom);
-    const VI code = hn::NearestInt(hn::Min(low, hn::Set(df, p.top)));
-    // Two's complement in the low byte; demotion must not saturate it.
-    return hn::And(hn::Add(code, hn::Set(di, p.shift)), hn::Set(di, 0xff));
-  } else if constexpr (kKind == CodeKind::kNf4) {
+// x clamped to [low, high]; low for NaN.
+HWY_INLINE VF Clamp(VF x, VF low, VF high) {
+#if HWY_ARCH_X86 && HWY_TARGET != HWY_SCALAR
+  // maxps gives its second operand where one is NaN.
+  return hn::Min(hn::Max(x, low), high);
+#else
+  return hn::Min(hn::IfThenElse(hn::Gt(x, low), x, low), high);
+#endif
+}
+
+// The nearest integer of |x| < 2^22, ties to even, plus `shift` (even), in the
+// low bits: f32 numbers around 1.5 * 2^23 are the integers.
+HWY_INLINE VI RoundedBits(VF x, float shift) {
+  return hn::BitCast(DI(), hn::Add(x, hn::Set(DF(), 0x1.8p23f + shift)));
+}
+
+// How many of some ascending thresholds lie below x; 0 for NaN. Keeps a pointer
+// to the thresholds.
+class Counter {
+ public:
+  Counter(const float* thresholds, size_t count)
+      : thresholds_(thresholds), count_(count) {
+    for (size_t i = 0; i < std::size(padded_); ++i) {
+      padded_[i] =
+          i < count ? thresholds[i] : std::numeric_limits<float>::infinity();
+    }
+  }
+  HWY_INLINE VI Below(VF x) const {
+    const DF df;
+    const DI di;
     VI code = hn::Zero(di);
-    for (const float threshold : scalar::kNf4Thresholds) {
+#if HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX3_DL
+    if (count_ < std::size(padded_)) {
+      // A binary search in one register: `code` thresholds are known to lie
+      // below x.
+      const VF table = hn::Load(df, padded_);
+      for (int half = 8; half > 0; half /= 2) {
+        const VF threshold = hn::TableLookupLanes(
+            table,
+            hn::IndicesFromVec(df, hn::Add(code, hn::Set(di, half - 1))));
+        code = hn::Add(
+            code, hn::IfThenElseZero(hn::RebindMask(di, hn::Gt(x, threshold)),
+                                     hn::Set(di, half)));
+      }
+      return code;
+    }
+#endif
+    for (size_t i = 0; i < count_; ++i) {
       // A true comparison is -1.
       code = hn::Sub(
-          code, hn::VecFromMask(
-                    di, hn::RebindMask(
-                            di, hn::Gt(quotient, hn::Set(df, threshold)))));
+          code,
+          hn::VecFromMask(
+              di, hn::RebindMask(di, hn::Gt(x, hn::Set(df, thresholds_[i])))));
     }
     return code;
-  } else if constexpr (kKind == CodeKind::kF4e2m1) {
-    const VF m = hn::Abs(quotient);
-    VI code =
-        hn::And(hn::ShiftRight<28>(hn::BitCast(di, quotient)), hn::Set(di, 8));
-    const auto count = [&](hn::Mask<DF> mask) {
-      code = hn::Sub(code, hn::VecFromMask(di, hn::RebindMask(di, mask)));
-    };
-    count(hn::Gt(m, hn::Set(df, 0.25f)));
-    count(hn::Ge(m, hn::Set(df, 0.75f)));
-    count(hn::Gt(m, hn::Set(df, 1.25f)));
-    count(hn::Ge(m, hn::Set(df, 1.75f)));
-    count(hn::Gt(m, hn::Set(df, 2.5f)));
-    count(hn::Ge(m, hn::Set(df, 3.5f)));
-    count(hn::Gt(m, hn::Set(df, 5.0f)));
-    return code;
-  } else if constexpr (kKind == CodeKind::kF8e4m3) {
+  }
+
+ private:
+  const float* const thresholds_;
+  const size_t count_;
+  HWY_ALIGN float padded_[16];
+};
+
+// Makes codes of quotients: in the low bits of each lane; the others may hold
+// anything.
+template <scalar::CodeKind kKind>
+class Coder {
+ public:
+  explicit Coder(const scalar::Prepared& p)
+      : bottom_(p.bottom),
+        top_(p.top),
+        shift_(static_cast<float>(p.shift)),
+        counter_(kKind == CodeKind::kNf4 ? scalar::kNf4Thresholds
+                                         : p.midpoints_f32.data(),
+                 kKind == CodeKind::kNf4 ? std::size(scalar::kNf4Thresholds)
+                                         : p.midpoints_f32.size()) {}
+
+  HWY_INLINE VI Codes(VF quotient, VF zero_point) const {
+    const DF df;
+    const DI di;
+    if constexpr (kKind == CodeKind::kAsym) {
+      const VF x = hn::Add(quotient, zero_point);
+      return RoundedBits(Clamp(x, hn::Zero(df), hn::Set(df, top_)), 0.0f);
+    } else if constexpr (kKind == CodeKind::kSym) {
+      return RoundedBits(
+          Clamp(quotient, hn::Set(df, bottom_), hn::Set(df, top_)), shift_);
+    } else if constexpr (kKind == CodeKind::kF4e2m1) {
+      // 0, .5, 1, 1.5 | 2, 3 | 4, 6: three ranges with steps of a half, one and
+      // two. Codes rise ever more slowly, so the code is the smallest of the
+      // three roundings; ties go to even codes in each.
+      const VI sign = hn::And(hn::ShiftRight<28>(hn::BitCast(di, quotient)),
+                              hn::Set(di, 8));
+      const VF m = hn::Min(hn::Set(df, 6.0f), hn::Abs(quotient));
+      const VI halves = RoundedBits(hn::Add(m, m), 0.0f);
+      const VI ones = RoundedBits(m, 2.0f);
+      const VI twos = RoundedBits(hn::Mul(m, hn::Set(df, 0.5f)), 4.0f);
+      return hn::Or(hn::Min(hn::Min(halves, ones), twos), sign);
+    } else if constexpr (kKind == CodeKind::kF8e4m3) {
+      return F8Codes(quotient);
+    } else {
+      return counter_.Below(quotient);
+    }
+  }
+
+ private:
+  using CodeKind = scalar::CodeKind;
+
+  static HWY_INLINE VI F8Codes(VF quotient) {
+    const DF df;
+    const DI di;
     const VI bits = hn::BitCast(di, quotient);
     const VI sign = hn::And(hn::ShiftRight<24>(bits), hn::Set(di, 0x80));
     VI m = hn::And(bits, hn::Set(di, 0x7fffffff));
@@ -228,41 +551,52 @@ VI Codes(VF quotient, VF zero_point, const scalar::Prepared& p) {
         hn::Min(hn::Sub(hn::ShiftRight<20>(rounded), hn::Set(di, 120 << 3)),
                 hn::Set(di, 0x7f));
     const VF magnitude = hn::BitCast(df, m);
-    const VI subnormal = hn::NearestInt(
-        hn::Mul(hn::Min(magnitude, hn::Set(df, 1.0f)), hn::Set(df, 512.0f)));
+    const VI subnormal = hn::And(
+        RoundedBits(
+            hn::Mul(hn::Min(magnitude, hn::Set(df, 1.0f)), hn::Set(df, 512.0f)),
+            0.0f),
+        hn::Set(di, 0xff));
     const VI code =
         hn::IfThenElse(hn::Lt(m, hn::Set(di, 0x3c800000)), subnormal, normal);
     return hn::Or(code, sign);
-  } else {
-    VI code = hn::Zero(di);
-    for (const float threshold : p.midpoints_f32) {
-      code = hn::Sub(
-          code, hn::VecFromMask(
-                    di, hn::RebindMask(
-                            di, hn::Gt(quotient, hn::Set(df, threshold)))));
-    }
-    return code;
   }
-}
+
+  const float bottom_;
+  const float top_;
+  const float shift_;
+  const Counter counter_;
+};
 
 HWY_INLINE void StoreCodes(VI codes, uint8_t* out) {
   const hn::Rebind<uint8_t, DI> d8;
-  hn::StoreU(hn::DemoteTo(d8, codes), d8, out);
+  hn::StoreU(hn::TruncateTo(d8, hn::BitCast(hn::RebindToUnsigned<DI>(), codes)),
+             d8, out);
 }
 
 // Unpacked codes of one row with one divisor.
-template <class Load, scalar::CodeKind kKind>
-void RowCodes(const uint8_t* source, size_t length, float divisor,
-              uint8_t zero_point, const scalar::Prepared& p, uint8_t* out) {
+template <class Load, scalar::CodeKind kKind, bool kMultiply>
+HWY_INLINE void RowCodes(const uint8_t* source, size_t length, float divisor,
+                         float reciprocal, uint8_t zero_point,
+                         const scalar::Prepared& p, const Coder<kKind>& coder,
+                         uint8_t* out) {
   const DF df;
   const size_t n = hn::Lanes(df);
-  const VF vdivisor = hn::Set(df, divisor);
-  const VF vzero = hn::Set(df, static_cast<float>(zero_point));
+  const VF s = hn::Set(df, divisor);
+  const VF y = hn::Set(df, reciprocal);
+  const VF zero = hn::Set(df, static_cast<float>(zero_point));
+  const auto codes = [&](size_t at) HWY_ATTR {
+    return coder.Codes(Quotient<kKind, kMultiply>(
+                           Load::Vector(source + at * Load::kSize), s, y),
+                       zero);
+  };
   size_t i = 0;
-  for (; i + n <= length; i += n) {
-    const VF x = hn::Div(Load::Vector(source + i * Load::kSize), vdivisor);
-    StoreCodes(Codes<kKind>(x, vzero, p), out + i);
+  for (; i + 2 * n <= length; i += 2 * n) {
+    const VI first = codes(i);
+    const VI second = codes(i + n);
+    StoreCodes(first, out + i);
+    StoreCodes(second, out + i + n);
   }
+  for (; i + n <= length; i += n) StoreCodes(codes(i), out + i);
   for (; i < length; ++i) {
     out[i] = static_cast<uint8_t>(scalar::CodeOf(
         p, Load::One(source + i * Load::kSize), divisor, zero_point));
@@ -270,20 +604,22 @@ void RowCodes(const uint8_t* source, size_t length, float divisor,
 }
 
 // Unpacked codes of one row of columns: a divisor for each.
-template <class Load, scalar::CodeKind kKind>
-void ColumnCodes(const uint8_t* source, size_t columns, const float* divisor,
-                 const float* zero_point, const scalar::Prepared& p,
-                 uint8_t* out) {
+template <class Load, scalar::CodeKind kKind, bool kMultiply>
+HWY_INLINE void ColumnCodes(const uint8_t* source, size_t columns,
+                            const float* divisor, const float* reciprocal,
+                            const float* zero_point, const scalar::Prepared& p,
+                            const Coder<kKind>& coder, uint8_t* out) {
   const DF df;
   const size_t n = hn::Lanes(df);
   size_t i = 0;
   for (; i + n <= columns; i += n) {
-    const VF x = hn::Div(Load::Vector(source + i * Load::kSize),
-                         hn::LoadU(df, divisor + i));
+    const VF y = kMultiply ? hn::LoadU(df, reciprocal + i) : hn::Zero(df);
+    const VF x = Quotient<kKind, kMultiply>(
+        Load::Vector(source + i * Load::kSize), hn::LoadU(df, divisor + i), y);
     const VF zero = kKind == scalar::CodeKind::kAsym
                         ? hn::LoadU(df, zero_point + i)
                         : hn::Zero(df);
-    StoreCodes(Codes<kKind>(x, zero, p), out + i);
+    StoreCodes(coder.Codes(x, zero), out + i);
   }
   for (; i < columns; ++i) {
     out[i] = static_cast<uint8_t>(scalar::CodeOf(
@@ -316,35 +652,59 @@ void PackNibbles(const uint8_t* codes, size_t count, uint8_t* out) {
   }
 }
 
-// Eight 3-bit or 2-bit codes at a time in one 64-bit word.
+// Eight codes in each 64-bit lane; neighbours are joined in pairs, three times.
 void PackTwoBits(const uint8_t* codes, size_t count, uint8_t* out) {
+  const hn::ScalableTag<uint64_t> d;
+  const hn::Rebind<uint16_t, decltype(d)> d16;
+  using V = hn::Vec<decltype(d)>;
+  const size_t n = hn::Lanes(d);
   size_t i = 0;
-  for (; i + 8 <= count; i += 8) {
-    uint64_t word = scalar::Load<uint64_t>(codes + i, 0) & 0x0303030303030303u;
-    word = (word | word >> 6) & 0x000f000f000f000fu;
-    word = (word | word >> 12) & 0x000000ff000000ffu;
-    out[i / 4] = static_cast<uint8_t>(word);
-    out[i / 4 + 1] = static_cast<uint8_t>(word >> 32);
+  for (; i + 8 * n <= count; i += 8 * n) {
+    V v = hn::LoadU(d, reinterpret_cast<const uint64_t*>(codes + i));
+    v = hn::And(v, hn::Set(d, 0x0303030303030303u));
+    v = hn::And(hn::Or(v, hn::ShiftRight<6>(v)),
+                hn::Set(d, 0x000f000f000f000fu));
+    v = hn::And(hn::Or(v, hn::ShiftRight<12>(v)),
+                hn::Set(d, 0x000000ff000000ffu));
+    v = hn::Or(v, hn::ShiftRight<24>(v));
+    hn::StoreU(hn::TruncateTo(d16, v), d16,
+               reinterpret_cast<uint16_t*>(out + i / 4));
   }
   scalar::Pack(ElementType::kU2, codes + i, count - i,
                reinterpret_cast<std::byte*>(out + i / 4));
 }
 
+// Three bytes for eight codes: the low two bits of the first four and of the
+// others, the first code highest; then the top bits, again the first highest.
 void PackThreeBits(const uint8_t* codes, size_t count, uint8_t* out) {
+  const hn::ScalableTag<uint64_t> d;
+  using V = hn::Vec<decltype(d)>;
+  const size_t n = hn::Lanes(d);
+  HWY_ALIGN uint64_t lanes[HWY_MAX_BYTES / 8];
   size_t i = 0;
   uint8_t* at = out;
-  for (; i + 8 <= count; i += 8, at += 3) {
-    const uint64_t word = scalar::Load<uint64_t>(codes + i, 0);
-    // Low two bits, first element highest: gather bytes 0-3 and 4-7.
-    const uint64_t low = word & 0x0303030303030303u;
-    const auto four = [](uint32_t x) {
-      return static_cast<uint8_t>(x << 6 | x >> 4 | x >> 14 | x >> 24);
-    };
-    at[0] = four(static_cast<uint32_t>(low));
-    at[1] = four(static_cast<uint32_t>(low >> 32));
-    // Top bits: bit 0 of byte k goes to bit 7 - k.
-    const uint64_t top = word >> 2 & 0x0101010101010101u;
-    at[2] = static_cast<uint8_t>(top * 0x8040201008040201u >> 56);
+  // Each lane is stored as four bytes, the last of them to be overwritten by
+  // the next lane: hence not up to the end.
+  for (; i + 8 * n < count; i += 8 * n) {
+    const V v = hn::LoadU(d, reinterpret_cast<const uint64_t*>(codes + i));
+    V low = hn::And(v, hn::Set(d, 0x0303030303030303u));
+    low = hn::And(hn::Or(hn::ShiftLeft<2>(low), hn::ShiftRight<8>(low)),
+                  hn::Set(d, 0x000f000f000f000fu));
+    low = hn::And(hn::Or(hn::ShiftLeft<4>(low), hn::ShiftRight<16>(low)),
+                  hn::Set(d, 0x000000ff000000ffu));
+    low = hn::And(hn::Or(low, hn::ShiftRight<24>(low)), hn::Set(d, 0xffffu));
+    V top = hn::And(hn::ShiftRight<2>(v), hn::Set(d, 0x0101010101010101u));
+    top = hn::And(hn::Or(hn::ShiftLeft<1>(top), hn::ShiftRight<8>(top)),
+                  hn::Set(d, 0x0003000300030003u));
+    top = hn::And(hn::Or(hn::ShiftLeft<2>(top), hn::ShiftRight<16>(top)),
+                  hn::Set(d, 0x0000000f0000000fu));
+    top = hn::And(hn::Or(hn::ShiftLeft<4>(top), hn::ShiftRight<32>(top)),
+                  hn::Set(d, 0xffu));
+    hn::Store(hn::Or(low, hn::ShiftLeft<16>(top)), d, lanes);
+    for (size_t lane = 0; lane < n; ++lane, at += 3) {
+      const uint32_t bytes = static_cast<uint32_t>(lanes[lane]);
+      std::memcpy(at, &bytes, sizeof(bytes));
+    }
   }
   scalar::Pack(ElementType::kU3, codes + i, count - i,
                reinterpret_cast<std::byte*>(at));
@@ -408,26 +768,68 @@ class Packer {
 
 // --- entry points ----------------------------------------------------------
 
+// Calls call(std::bool_constant<...>) with whether quotients may be multiplied.
+template <class Load, scalar::CodeKind kKind, class Call>
+HWY_INLINE void WithMultiply(bool in_bounds, const Call& call) {
+  if constexpr (kMayMultiply<Load, kKind>) {
+    if (in_bounds) {
+      call(std::true_type());
+      return;
+    }
+  }
+  call(std::false_type());
+}
+
 template <class Load, scalar::CodeKind kKind>
 bool QuantizeRowsOf(const Encoding& encoding, const scalar::Prepared& p,
-                    const uint8_t* source, size_t rows, size_t length,
-                    bool make_steps, float* step, uint8_t* zero_point,
-                    uint8_t* out) {
+                    const scalar::StepRule& rule, const uint8_t* source,
+                    size_t rows, size_t length, bool make_steps, float* step,
+                    uint8_t* zero_point, uint8_t* out) {
   Packer packer(p.code_type, out);
+  const Coder<kKind> coder(p);
   bool finite = true;
-  for (size_t row = 0; row < rows; ++row) {
-    const uint8_t* const at = source + row * length * Load::kSize;
+  // As many rows as stay in the first-level cache between their two passes,
+  // in whole blocks where there are several.
+  constexpr size_t kCacheBytes = 16 << 10;
+  const size_t in_cache = kCacheBytes / (length * Load::kSize + 1);
+  const size_t batch =
+      in_cache < 8 ? 8 : std::min(kRowsAtOnce, in_cache / 8 * 8);
+  HWY_ALIGN float lo[kRowsAtOnce];
+  HWY_ALIGN float hi[kRowsAtOnce];
+  HWY_ALIGN float f32_divisor[kRowsAtOnce];
+  HWY_ALIGN float reciprocal[kRowsAtOnce];
+  for (size_t first = 0; first < rows; first += batch) {
+    const size_t count = std::min(batch, rows - first);
+    const uint8_t* const from = source + first * length * Load::kSize;
+    float* const steps = step + first;
+    uint8_t* const zero_points =
+        zero_point != nullptr ? zero_point + first : nullptr;
     if (make_steps) {
-      float lo, hi;
-      finite &= RowRange<Load>(at, length, &lo, &hi);
-      MakeSteps(encoding, &lo, &hi, 1, step + row,
-                zero_point != nullptr ? zero_point + row : nullptr);
+      finite &= RowRanges<Load>(from, count, length, lo, hi);
+      if (!DoMakeSteps(rule, lo, hi, count, steps, zero_points)) {
+        reference::MakeSteps(encoding, lo, hi, count, steps, zero_points);
+      }
     }
-    const float divisor = p.Divisor(step[row]);
-    const uint8_t zero = zero_point != nullptr ? zero_point[row] : uint8_t{0};
-    packer.Row(length, [&](uint8_t* codes, size_t from, size_t count) {
-      RowCodes<Load, kKind>(at + from * Load::kSize, count, divisor, zero, p,
-                            codes);
+    const float* divisor = steps;
+    if (p.f64_scale) {
+      for (size_t i = 0; i < count; ++i) f32_divisor[i] = p.Divisor(steps[i]);
+      divisor = f32_divisor;
+    }
+    const bool in_bounds =
+        kMayMultiply<Load, kKind> && Reciprocals(divisor, count, reciprocal);
+    WithMultiply<Load, kKind>(in_bounds, [&](auto multiply) HWY_ATTR {
+      for (size_t i = 0; i < count; ++i) {
+        const uint8_t* const at = from + i * length * Load::kSize;
+        const float y = decltype(multiply)::value ? reciprocal[i] : 0.0f;
+        const uint8_t zero =
+            zero_points != nullptr ? zero_points[i] : uint8_t{0};
+        packer.Row(length,
+                   [&](uint8_t* codes, size_t at_code, size_t n) HWY_ATTR {
+                     RowCodes<Load, kKind, decltype(multiply)::value>(
+                         at + at_code * Load::kSize, n, divisor[i], y, zero, p,
+                         coder, codes);
+                   });
+      }
     });
   }
   packer.Finish();
@@ -437,16 +839,24 @@ bool QuantizeRowsOf(const Encoding& encoding, const scalar::Prepared& p,
 template <class Load, scalar::CodeKind kKind>
 void EncodeColumnsOf(const scalar::Prepared& p, const uint8_t* source,
                      size_t rows, size_t columns, const float* divisor,
-                     const float* zero_point, uint8_t* out) {
+                     const float* reciprocal, const float* zero_point,
+                     uint8_t* out) {
   Packer packer(p.code_type, out);
-  for (size_t row = 0; row < rows; ++row) {
-    const uint8_t* const at = source + row * columns * Load::kSize;
-    packer.Row(columns, [&](uint8_t* codes, size_t from, size_t count) {
-      ColumnCodes<Load, kKind>(
-          at + from * Load::kSize, count, divisor + from,
-          zero_point != nullptr ? zero_point + from : nullptr, p, codes);
-    });
-  }
+  const Coder<kKind> coder(p);
+  WithMultiply<Load, kKind>(reciprocal != nullptr, [&](auto multiply) HWY_ATTR {
+    constexpr bool kMultiply = decltype(multiply)::value;
+    for (size_t row = 0; row < rows; ++row) {
+      const uint8_t* const at = source + row * columns * Load::kSize;
+      packer.Row(columns,
+                 [&](uint8_t* codes, size_t from, size_t count) HWY_ATTR {
+                   ColumnCodes<Load, kKind, kMultiply>(
+                       at + from * Load::kSize, count, divisor + from,
+                       kMultiply ? reciprocal + from : nullptr,
+                       zero_point != nullptr ? zero_point + from : nullptr, p,
+                       coder, codes);
+                 });
+    }
+  });
   packer.Finish();
 }
 
@@ -482,9 +892,14 @@ bool DoRangeOfRows(ElementType type, const uint8_t* source, size_t rows,
   return WithLoad(type, [&](auto load) {
     using Load = decltype(load);
     bool finite = true;
-    for (size_t row = 0; row < rows; ++row) {
-      finite &= RowRange<Load>(source + row * length * Load::kSize, length,
-                               lo + row, hi + row);
+    HWY_ALIGN float batch_lo[kRowsAtOnce];
+    HWY_ALIGN float batch_hi[kRowsAtOnce];
+    for (size_t row = 0; row < rows; row += kRowsAtOnce) {
+      const size_t count = std::min(kRowsAtOnce, rows - row);
+      finite &= RowRanges<Load>(source + row * length * Load::kSize, count,
+                                length, batch_lo, batch_hi);
+      std::copy(batch_lo, batch_lo + count, lo + row);
+      std::copy(batch_hi, batch_hi + count, hi + row);
     }
     return finite;
   });
@@ -529,14 +944,15 @@ bool DoRangeOfColumns(ElementType type, const uint8_t* source, size_t rows,
 }
 
 bool DoQuantizeRows(const Encoding& encoding, const scalar::Prepared& p,
-                    const uint8_t* source, size_t rows, size_t length,
-                    bool make_steps, float* step, uint8_t* zero_point,
-                    uint8_t* out) {
+                    const scalar::StepRule& rule, const uint8_t* source,
+                    size_t rows, size_t length, bool make_steps, float* step,
+                    uint8_t* zero_point, uint8_t* out) {
   return WithLoad(encoding.source_type, [&](auto load) {
     using Load = decltype(load);
     return WithKind<Load>(p.kind, [&](auto kind) {
       return QuantizeRowsOf<Load, decltype(kind)::value>(
-          encoding, p, source, rows, length, make_steps, step, zero_point, out);
+          encoding, p, rule, source, rows, length, make_steps, step, zero_point,
+          out);
     });
   });
 }
@@ -545,30 +961,35 @@ void DoEncodeColumns(const Encoding& encoding, const scalar::Prepared& p,
                      const uint8_t* source, size_t rows, size_t columns,
                      const float* divisor, const float* zero_point,
                      uint8_t* out) {
+  std::vector<float> reciprocal(kHasFma ? columns : 0);
+  const bool in_bounds =
+      kHasFma && Reciprocals(divisor, columns, reciprocal.data());
   WithLoad(encoding.source_type, [&](auto load) {
     using Load = decltype(load);
     WithKind<Load>(p.kind, [&](auto kind) {
-      EncodeColumnsOf<Load, decltype(kind)::value>(p, source, rows, columns,
-                                                   divisor, zero_point, out);
+      EncodeColumnsOf<Load, decltype(kind)::value>(
+          p, source, rows, columns, divisor,
+          in_bounds ? reciprocal.data() : nullptr, zero_point, out);
     });
   });
 }
 
 // e of each weight of a row under int8_asym, to out.
-template <class Load>
-void RowErrors(const uint8_t* source, size_t length, float step,
-               float zero_point, float* out) {
+template <class Load, bool kMultiply>
+HWY_INLINE void RowErrors(const uint8_t* source, size_t length, float step,
+                          float reciprocal, float zero_point, float* out) {
   const DF df;
   const size_t n = hn::Lanes(df);
-  const VF vstep = hn::Set(df, step);
-  const VF vzero = hn::Set(df, zero_point);
+  const VF s = hn::Set(df, step);
+  const VF y = hn::Set(df, reciprocal);
+  const VF zero = hn::Set(df, zero_point);
   size_t i = 0;
   for (; i + n <= length; i += n) {
     const VF w = Load::Vector(source + i * Load::kSize);
-    const VF x = hn::Add(hn::Div(w, vstep), vzero);
-    const VF low = hn::IfThenElse(hn::Gt(x, hn::Zero(df)), x, hn::Zero(df));
-    const VF q = hn::Round(hn::Min(low, hn::Set(df, 255.0f)));
-    const VF d = hn::Sub(hn::Mul(hn::Sub(q, vzero), vstep), w);
+    const VF x =
+        hn::Add(Quotient<scalar::CodeKind::kAsym, kMultiply>(w, s, y), zero);
+    const VF q = hn::Round(Clamp(x, hn::Zero(df), hn::Set(df, 255.0f)));
+    const VF d = hn::Sub(hn::Mul(hn::Sub(q, zero), s), w);
     hn::StoreU(hn::Mul(d, d), df, out + i);
   }
   for (; i < length; ++i) {
@@ -580,7 +1001,91 @@ void RowErrors(const uint8_t* source, size_t length, float step,
 void DoRowErrors(ElementType type, const uint8_t* source, size_t length,
                  float step, float zero_point, float* out) {
   WithLoad(type, [&](auto load) {
-    RowErrors<decltype(load)>(source, length, step, zero_point, out);
+    RowErrors<decltype(load), false>(source, length, step, 0.0f, zero_point,
+                                     out);
+  });
+}
+
+// Four rows side by side, because the additions of one row wait for each other.
+constexpr size_t kSumsAtOnce = 4;
+
+// sum[row] = scalar::FixedOrderSum of the e of each row. rows <= kSumsAtOnce.
+template <class Load, bool kMultiply>
+void RowErrorSums(const uint8_t* source, size_t rows, size_t length,
+                  const float* step, const float* reciprocal,
+                  const float* zero_point, double* sum) {
+  constexpr size_t kChunk = 512;  // a multiple of the sum's eight accumulators
+  HWY_ALIGN float errors[kSumsAtOnce][kChunk];
+  for (size_t row = rows; row < kSumsAtOnce; ++row) {
+    std::fill(errors[row], errors[row] + kChunk, 0.0f);
+  }
+  double parts[kSumsAtOnce][8] = {};
+#if OVPRESS_ROWS_AT_ONCE
+  const hn::CappedTag<double, 8> d64;
+  const hn::Rebind<float, decltype(d64)> d32;
+  constexpr size_t kLanes = hn::MaxLanes(d64);
+  using V64 = hn::Vec<decltype(d64)>;
+  V64 sums[kSumsAtOnce][8 / kLanes];
+  for (auto& row : sums) {
+    for (V64& lanes : row) lanes = hn::Zero(d64);
+  }
+#endif
+  for (size_t at = 0; at < length; at += kChunk) {
+    const size_t count = std::min(kChunk, length - at);
+    for (size_t row = 0; row < rows; ++row) {
+      RowErrors<Load, kMultiply>(
+          source + (row * length + at) * Load::kSize, count, step[row],
+          kMultiply ? reciprocal[row] : 0.0f, zero_point[row], errors[row]);
+    }
+    size_t i = 0;
+#if OVPRESS_ROWS_AT_ONCE
+    for (; i + 8 <= count; i += 8) {
+      for (size_t row = 0; row < kSumsAtOnce; ++row) {
+        for (size_t k = 0; k < 8 / kLanes; ++k) {
+          sums[row][k] = hn::Add(
+              sums[row][k],
+              hn::PromoteTo(d64, hn::LoadU(d32, errors[row] + i + k * kLanes)));
+        }
+      }
+    }
+    if (at + count == length) {
+      for (size_t row = 0; row < rows; ++row) {
+        for (size_t k = 0; k < 8 / kLanes; ++k) {
+          hn::StoreU(sums[row][k], d64, parts[row] + k * kLanes);
+        }
+      }
+    }
+#endif
+    for (; i < count; ++i) {
+      for (size_t row = 0; row < rows; ++row) {
+        parts[row][i % 8] += static_cast<double>(errors[row][i]);
+      }
+    }
+  }
+  for (size_t row = 0; row < rows; ++row) {
+    const double* const r = parts[row];
+    sum[row] =
+        ((r[0] + r[1]) + (r[2] + r[3])) + ((r[4] + r[5]) + (r[6] + r[7]));
+  }
+}
+
+// For up to kRowsAtOnce rows.
+void DoRowErrorSums(ElementType type, const uint8_t* source, size_t rows,
+                    size_t length, const float* step, const float* zero_point,
+                    double* sum) {
+  WithLoad(type, [&](auto load) {
+    using Load = decltype(load);
+    HWY_ALIGN float reciprocal[kRowsAtOnce];
+    const bool in_bounds = kMayMultiply<Load, scalar::CodeKind::kAsym> &&
+                           Reciprocals(step, rows, reciprocal);
+    WithMultiply<Load, scalar::CodeKind::kAsym>(in_bounds, [&](auto multiply) {
+      for (size_t row = 0; row < rows; row += kSumsAtOnce) {
+        RowErrorSums<Load, decltype(multiply)::value>(
+            source + row * length * Load::kSize,
+            std::min(kSumsAtOnce, rows - row), length, step + row,
+            reciprocal + row, zero_point + row, sum + row);
+      }
+    });
   });
 }
 
@@ -622,6 +1127,43 @@ void DoToFloat(ElementType type, const uint8_t* source, size_t count,
   });
 }
 
+// To f16, nearest even, NaN as scalar::FloatToHalf has it.
+void DoStoreF16(const float* values, size_t count, uint8_t* out) {
+  size_t i = 0;
+#if HWY_TARGET == HWY_AVX2 || HWY_TARGET == HWY_AVX3 || \
+    HWY_TARGET == HWY_AVX3_DL
+  // Other targets of Highway 1.0 do not round to nearest even.
+  const DF df;
+  const hn::Rebind<hwy::float16_t, DF> dh;
+  const size_t n = hn::Lanes(df);
+  for (; i + n <= count; i += n) {
+    const VF x = hn::LoadU(df, values + i);
+    if (!hn::AllTrue(df, hn::Eq(x, x))) break;
+    hn::StoreU(hn::DemoteTo(dh, x), dh,
+               reinterpret_cast<hwy::float16_t*>(out + 2 * i));
+  }
+#endif
+  for (; i < count; ++i) {
+    const uint16_t half = scalar::FloatToHalf(values[i]);
+    std::memcpy(out + 2 * i, &half, 2);
+  }
+}
+
+// fl32(value / divisor) to f8e4m3.
+void DoStoreF8(const float* values, size_t count, float divisor, uint8_t* out) {
+  const DF df;
+  const size_t n = hn::Lanes(df);
+  const Coder<scalar::CodeKind::kF8e4m3> coder{scalar::Prepared()};
+  size_t i = 0;
+  for (; i + n <= count; i += n) {
+    StoreCodes(
+        coder.Codes(hn::Div(hn::LoadU(df, values + i), hn::Set(df, divisor)),
+                    hn::Zero(df)),
+        out + i);
+  }
+  for (; i < count; ++i) out[i] = scalar::FloatToF8e4m3(values[i] / divisor);
+}
+
 }  // namespace HWY_NAMESPACE
 }  // namespace ovpress
 HWY_AFTER_NAMESPACE();
@@ -629,13 +1171,17 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace ovpress {
 
+HWY_EXPORT(DoMakeSteps);
 HWY_EXPORT(DoRangeOfRows);
 HWY_EXPORT(DoRangeOfColumns);
 HWY_EXPORT(DoQuantizeRows);
 HWY_EXPORT(DoEncodeColumns);
 HWY_EXPORT(DoRowErrors);
+HWY_EXPORT(DoRowErrorSums);
 HWY_EXPORT(DoColumnErrors);
 HWY_EXPORT(DoToFloat);
+HWY_EXPORT(DoStoreF16);
+HWY_EXPORT(DoStoreF8);
 
 namespace {
 
@@ -676,183 +1222,26 @@ bool RangeOfColumns(ElementType type, const void* source, size_t rows,
                                                 columns, lo, hi);
 }
 
-namespace {
-
-// The exponent of an MX scale: ceil(log2 t), with the logarithm that the path
-// takes, which matters next to powers of two.
-int MxExponent(Numerics numerics, float t) {
-  float exponent = 0;
-  if (numerics == Numerics::kNumPy) {
-    exponent = std::ceil(static_cast<float>(std::log2(static_cast<double>(t))));
-  } else {
-    const float ln = static_cast<float>(std::log(static_cast<double>(t)));
-    // log2(e) as f32, 0x3FB8AA3B.
-    exponent = std::ceil(ln * 1.44269502f);
-  }
-  // NaN has no integer; it is refused later, or taken like an infinity.
-  if (std::isnan(exponent)) return 127;
-  return static_cast<int>(std::clamp(exponent, -127.0f, 127.0f));
-}
-
-// A logarithm for every 32 weights would cost more than the weights do. Both
-// functions are monotone steps, so the largest t of each exponent says it all;
-// the tables are made from the functions themselves, once.
-class MxThresholds {
- public:
-  explicit MxThresholds(Numerics numerics) {
-    for (int e = kMin; e <= kMax; ++e) {
-      // Bits of positive floats order like the floats: bisect.
-      uint32_t low = 1;             // MxExponent <= e, or none is
-      uint32_t high = 0x7f800000u;  // infinity: above
-      if (MxExponent(numerics, std::bit_cast<float>(low)) > e) {
-        largest_[static_cast<size_t>(e - kMin)] = 0.0f;
-        continue;
-      }
-      while (high - low > 1) {
-        const uint32_t middle = low + (high - low) / 2;
-        (MxExponent(numerics, std::bit_cast<float>(middle)) <= e ? low : high) =
-            middle;
-      }
-      largest_[static_cast<size_t>(e - kMin)] = std::bit_cast<float>(low);
-    }
-  }
-
-  // 2^MxExponent(t). REQUIRES: t > 0.
-  float Step(float t) const {
-    const int guess =
-        static_cast<int>(std::bit_cast<uint32_t>(t) >> 23) - 127 - 1;
-    int e = std::clamp(guess, kMin, kMax);
-    while (e < kMax && t > largest_[static_cast<size_t>(e - kMin)]) ++e;
-    return e == -127
-               ? 0x1p-127f
-               : std::bit_cast<float>(static_cast<uint32_t>(e + 127) << 23);
-  }
-
- private:
-  static constexpr int kMin = -127;
-  static constexpr int kMax = 127;
-  std::array<float, kMax - kMin + 1> largest_{};
-};
-
-float MxStep(Numerics numerics, float t) {
-  static const MxThresholds* const numpy = new MxThresholds(Numerics::kNumPy);
-  static const MxThresholds* const openvino =
-      new MxThresholds(Numerics::kOpenVino);
-  if (!std::isfinite(t)) return std::ldexp(1.0f, MxExponent(numerics, t));
-  return (numerics == Numerics::kNumPy ? numpy : openvino)->Step(t);
-}
-
-float FloatModeMax(Mode mode) {
-  switch (mode) {
-    case Mode::kFp4:
-    case Mode::kMxfp4:
-    case Mode::kNvfp4:
-      return 6.0f;
-    case Mode::kFp8E4m3:
-    case Mode::kMxfp8E4m3:
-      return 448.0f;
-    default:
-      return 1.0f;
-  }
-}
-
-// max|w| to the scale of a float mode (row "t" of the note's table).
-float FloatStep(float magnitude, float max_value, Numerics numerics,
-                bool divide) {
-  if (numerics == Numerics::kOpenVino) {
-    const float t = magnitude < scalar::kEps ? scalar::kEps : magnitude;
-    return divide ? t / max_value : t;
-  }
-  const float t = divide ? magnitude / max_value : magnitude;
-  return t < scalar::kEps ? scalar::kEps : t;
-}
-
-}  // namespace
-
 void MakeSteps(const Encoding& encoding, const float* lo, const float* hi,
                size_t groups, float* step, uint8_t* zero_point) {
-  const ModeTraits& traits = ModeTraitsOf(encoding.mode);
-  switch (encoding.mode) {
-    case Mode::kInt8Asym:
-    case Mode::kInt4Asym: {
-      const float levels = static_cast<float>((1 << traits.bits) - 1);
-      for (size_t i = 0; i < groups; ++i) {
-        const float low = lo[i] < 0.0f ? lo[i] : 0.0f;
-        const float high = hi[i] > 0.0f ? hi[i] : 0.0f;
-        float s = (high - low) / levels;
-        if (std::fabs(s) < scalar::kEps) s = scalar::kEps;
-        const float z = 0.0f - std::nearbyint(low / s);
-        step[i] = s;
-        // A NaN (infinite range over infinite step) counts as 0.
-        zero_point[i] =
-            static_cast<uint8_t>(z > 0.0f ? (z < levels ? z : levels) : 0.0f);
-      }
-      return;
-    }
-    case Mode::kInt8Sym:
-    case Mode::kInt4Sym:
-    case Mode::kInt3Sym:
-    case Mode::kInt2Sym: {
-      const float half = static_cast<float>(1 << (traits.bits - 1));
-      for (size_t i = 0; i < groups; ++i) {
-        // The scale is signed: the extreme of larger magnitude maps to -half.
-        const float a = std::fabs(lo[i]);
-        float s = (a >= hi[i] ? a : -hi[i]) / half;
-        if (lo[i] > hi[i]) s = 0.0f;  // an empty group
-        if (std::fabs(s) < scalar::kEps) s = scalar::kEps;
-        step[i] = s;
-      }
-      return;
-    }
-    default:
-      break;
+  if (!HWY_DYNAMIC_DISPATCH(DoMakeSteps)(scalar::StepRuleOf(encoding), lo, hi,
+                                         groups, step, zero_point)) {
+    reference::MakeSteps(encoding, lo, hi, groups, step, zero_point);
   }
-  const Codebook* const table = encoding.codebook;
-  const bool is_table =
-      encoding.mode == Mode::kCb4 || encoding.mode == Mode::kCodebook;
-  const bool f64_scale = is_table && scalar::Prepare(encoding).f64_scale;
-  for (size_t i = 0; i < groups; ++i) {
-    const float a = std::fabs(lo[i]);
-    const float b = std::fabs(hi[i]);
-    const float magnitude = lo[i] > hi[i] ? 0.0f : (a > b ? a : b);
-    if (f64_scale) {
-      step[i] = magnitude;  // see Prepared::f64_scale
-    } else if (is_table) {
-      const float table_max = static_cast<float>(std::max(
-          std::fabs(table->values.front()), std::fabs(table->values.back())));
-      step[i] = FloatStep(magnitude, table_max, Numerics::kNumPy, true);
-    } else {
-      step[i] = FloatStep(magnitude, FloatModeMax(encoding.mode),
-                          encoding.numerics, encoding.mode != Mode::kNf4);
-      if (encoding.mode == Mode::kMxfp4 || encoding.mode == Mode::kMxfp8E4m3) {
-        step[i] = MxStep(encoding.numerics, step[i]);
-      }
-    }
-  }
-}
-
-float MakeSecondOrderScale(float largest_group_scale, uint64_t group_count) {
-  return FloatStep(largest_group_scale, 448.0f,
-                   group_count >= kOpenVinoPathMinElements ? Numerics::kOpenVino
-                                                           : Numerics::kNumPy,
-                   true);
 }
 
 void StoreScales(const Encoding& encoding, const float* step, size_t groups,
                  float second_order_scale, std::byte* out) {
   switch (ModeTraitsOf(encoding.mode).scale_type) {
     case ElementType::kF8e8m0:
+      // A power of two: its biased exponent; 0 for 2^-127, which is subnormal.
       for (size_t i = 0; i < groups; ++i) {
-        int exponent = 0;
-        std::frexp(step[i], &exponent);  // step = 0.5 * 2^exponent
-        out[i] = static_cast<std::byte>(exponent - 1 + 127);
+        out[i] = static_cast<std::byte>(std::bit_cast<uint32_t>(step[i]) >> 23);
       }
       return;
     case ElementType::kF8e4m3:
-      for (size_t i = 0; i < groups; ++i) {
-        out[i] = static_cast<std::byte>(
-            scalar::FloatToF8e4m3(step[i] / second_order_scale));
-      }
+      HWY_DYNAMIC_DISPATCH(DoStoreF8)
+      (step, groups, second_order_scale, Raw(out));
       return;
     default:
       break;
@@ -869,10 +1258,7 @@ void StoreScales(const Encoding& encoding, const float* step, size_t groups,
       return;
     }
   }
-  for (size_t i = 0; i < groups; ++i) {
-    const uint16_t half = scalar::FloatToHalf(step[i]);
-    std::memcpy(out + 2 * i, &half, 2);
-  }
+  HWY_DYNAMIC_DISPATCH(DoStoreF16)(step, groups, Raw(out));
 }
 
 void LoadScales(const Encoding& encoding, const std::byte* stored,
@@ -909,7 +1295,7 @@ void EncodeRows(const Encoding& encoding, const void* source, size_t rows,
   }
   // The steps are only read when they are not made here.
   HWY_DYNAMIC_DISPATCH(DoQuantizeRows)
-  (encoding, prepared, Raw(source), rows, length, false,
+  (encoding, prepared, scalar::StepRule(), Raw(source), rows, length, false,
    const_cast<float*>(step), const_cast<uint8_t*>(zero_point), Raw(out));
 }
 
@@ -921,9 +1307,9 @@ bool QuantizeRows(const Encoding& encoding, const void* source, size_t rows,
     return reference::QuantizeRows(encoding, source, rows, length, step,
                                    zero_point, out);
   }
-  return HWY_DYNAMIC_DISPATCH(DoQuantizeRows)(encoding, prepared, Raw(source),
-                                              rows, length, true, step,
-                                              zero_point, Raw(out));
+  return HWY_DYNAMIC_DISPATCH(DoQuantizeRows)(
+      encoding, prepared, scalar::StepRuleOf(encoding), Raw(source), rows,
+      length, true, step, zero_point, Raw(out));
 }
 
 void EncodeColumns(const Encoding& encoding, const void* source, size_t rows,
@@ -1015,8 +1401,29 @@ void RowErrorsOf(ElementType type, const void* source, size_t length,
 float ScoreRows(ElementType type, Numerics numerics, const void* source,
                 size_t rows, size_t length, const float* lo, const float* hi) {
   const Encoding int8;
-  std::vector<float> errors(length);
   float worst = 0;
+  if (numerics == Numerics::kOpenVino && HasVectorLoad(type)) {
+    constexpr size_t kRows = 64;  // the kernel's limit
+    float step[kRows];
+    float zero[kRows];
+    uint8_t zero_point[kRows];
+    double sum[kRows];
+    for (size_t row = 0; row < rows; row += kRows) {
+      const size_t count = std::min(kRows, rows - row);
+      MakeSteps(int8, lo + row, hi + row, count, step, zero_point);
+      std::copy(zero_point, zero_point + count, zero);
+      HWY_DYNAMIC_DISPATCH(DoRowErrorSums)
+      (type, Raw(scalar::At(type, source, row * length)), count, length, step,
+       zero, sum);
+      for (size_t i = 0; i < count; ++i) {
+        const float mean =
+            static_cast<float>(sum[i] / static_cast<double>(length));
+        worst = mean > worst ? mean : worst;
+      }
+    }
+    return worst;
+  }
+  std::vector<float> errors(length);
   for (size_t row = 0; row < rows; ++row) {
     float step = 0;
     uint8_t zero_point = 0;

@@ -125,6 +125,8 @@ void FromFloat(ElementType type, const float* source, size_t count, void* out);
 // The plain scalar versions of everything above that has a vector version. The
 // oracle of the tests; also used where no vector code exists.
 namespace reference {
+void MakeSteps(const Encoding& encoding, const float* lo, const float* hi,
+               size_t groups, float* step, uint8_t* zero_point);
 bool RangeOfRows(ElementType type, const void* source, size_t rows,
                  size_t length, float* lo, float* hi);
 bool RangeOfColumns(ElementType type, const void* source, size_t rows,

@@ -1,4 +1,8 @@
 // The plain scalar versions: written to be read, and the oracle of the tests.
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <cmath>
 #include <limits>
 
 #include "core/base/check.h"
@@ -6,6 +10,100 @@
 #include "core/quant/scalar.h"
 
 namespace ovpress {
+namespace {
+
+// The exponent of an MX scale: ceil(log2 t), with the logarithm that the path
+// takes, which matters next to powers of two.
+int MxExponent(Numerics numerics, float t) {
+  float exponent = 0;
+  if (numerics == Numerics::kNumPy) {
+    exponent = std::ceil(static_cast<float>(std::log2(static_cast<double>(t))));
+  } else {
+    const float ln = static_cast<float>(std::log(static_cast<double>(t)));
+    // log2(e) as f32, 0x3FB8AA3B.
+    exponent = std::ceil(ln * 1.44269502f);
+  }
+  // NaN has no integer; it is refused later, or taken like an infinity.
+  if (std::isnan(exponent)) return 127;
+  return static_cast<int>(std::clamp(exponent, -127.0f, 127.0f));
+}
+
+// A logarithm for every 32 weights would cost more than the weights do. Both
+// functions are monotone steps, so the largest t of each exponent says it all;
+// the tables are made from the functions themselves, once. By biased exponent:
+// [0] is that of 2^-127.
+class MxThresholds {
+ public:
+  explicit MxThresholds(Numerics numerics) {
+    largest_.fill(std::numeric_limits<float>::infinity());
+    for (int e = kMin; e < kMax; ++e) {
+      // Bits of positive floats order like the floats: bisect.
+      uint32_t low = 1;             // MxExponent <= e, or none is
+      uint32_t high = 0x7f800000u;  // infinity: above
+      float& largest = largest_[static_cast<size_t>(e - kMin)];
+      if (MxExponent(numerics, std::bit_cast<float>(low)) > e) {
+        largest = 0.0f;
+        continue;
+      }
+      while (high - low > 1) {
+        const uint32_t middle = low + (high - low) / 2;
+        (MxExponent(numerics, std::bit_cast<float>(middle)) <= e ? low : high) =
+            middle;
+      }
+      largest = std::bit_cast<float>(low);
+    }
+  }
+  const float* largest() const { return largest_.data(); }
+
+ private:
+  static constexpr int kMin = -127;
+  static constexpr int kMax = 127;
+  std::array<float, scalar::kMxThresholds> largest_{};
+};
+
+const float* MxLargest(Numerics numerics) {
+  static const MxThresholds* const numpy = new MxThresholds(Numerics::kNumPy);
+  static const MxThresholds* const openvino =
+      new MxThresholds(Numerics::kOpenVino);
+  return (numerics == Numerics::kNumPy ? numpy : openvino)->largest();
+}
+
+float MxStep(Numerics numerics, float t) {
+  return std::ldexp(1.0f, MxExponent(numerics, t));
+}
+
+float FloatModeMax(Mode mode) {
+  switch (mode) {
+    case Mode::kFp4:
+    case Mode::kMxfp4:
+    case Mode::kNvfp4:
+      return 6.0f;
+    case Mode::kFp8E4m3:
+    case Mode::kMxfp8E4m3:
+      return 448.0f;
+    default:
+      return 1.0f;
+  }
+}
+
+// max|w| to the scale of a float mode (row "t" of the note's table).
+float FloatStep(float magnitude, float max_value, Numerics numerics,
+                bool divide) {
+  if (numerics == Numerics::kOpenVino) {
+    const float t = magnitude < scalar::kEps ? scalar::kEps : magnitude;
+    return divide ? t / max_value : t;
+  }
+  const float t = divide ? magnitude / max_value : magnitude;
+  return t < scalar::kEps ? scalar::kEps : t;
+}
+
+float TableMax(const Codebook& table) {
+  return static_cast<float>(std::max(std::fabs(table.values.front()),
+                                     std::fabs(table.values.back())));
+}
+
+}  // namespace
+
 namespace scalar {
 
 Prepared Prepare(const Encoding& encoding) {
@@ -79,6 +177,45 @@ Prepared Prepare(const Encoding& encoding) {
     }
   }
   return prepared;
+}
+
+StepRule StepRuleOf(const Encoding& encoding) {
+  StepRule rule;
+  const ModeTraits& traits = ModeTraitsOf(encoding.mode);
+  switch (encoding.mode) {
+    case Mode::kInt8Asym:
+    case Mode::kInt4Asym:
+      rule.kind = StepKind::kAsym;
+      rule.range = static_cast<float>((1 << traits.bits) - 1);
+      break;
+    case Mode::kInt8Sym:
+    case Mode::kInt4Sym:
+    case Mode::kInt3Sym:
+    case Mode::kInt2Sym:
+      rule.kind = StepKind::kSym;
+      rule.range = static_cast<float>(1 << (traits.bits - 1));
+      break;
+    case Mode::kCb4:
+    case Mode::kCodebook:
+      // A table's divisor is NumPy's whatever the size of the weight.
+      rule.kind =
+          Prepare(encoding).f64_scale ? StepKind::kMagnitude : StepKind::kFloat;
+      rule.range = TableMax(*encoding.codebook);
+      break;
+    default:
+      rule.kind =
+          encoding.mode == Mode::kMxfp4 || encoding.mode == Mode::kMxfp8E4m3
+              ? StepKind::kMx
+              : StepKind::kFloat;
+      rule.range = FloatModeMax(encoding.mode);
+      rule.divide = encoding.mode != Mode::kNf4;
+      rule.clamp_first = encoding.numerics == Numerics::kOpenVino;
+      if (rule.kind == StepKind::kMx) {
+        rule.mx_largest = MxLargest(encoding.numerics);
+      }
+      break;
+  }
+  return rule;
 }
 
 uint16_t CodeOf(const Prepared& p, float weight, float divisor,
@@ -225,6 +362,13 @@ double FixedOrderSum(const float* values, size_t count) {
 
 }  // namespace scalar
 
+float MakeSecondOrderScale(float largest_group_scale, uint64_t group_count) {
+  return FloatStep(largest_group_scale, 448.0f,
+                   group_count >= kOpenVinoPathMinElements ? Numerics::kOpenVino
+                                                           : Numerics::kNumPy,
+                   true);
+}
+
 float PairwiseSum(const float* values, size_t count) {
   // numpy/_core/src/umath/loops_utils.h: up to 128 elements with eight
   // accumulators, halves (multiples of eight) above.
@@ -257,6 +401,66 @@ using scalar::CodeOf;
 using scalar::LoadFloat;
 using scalar::Prepare;
 using scalar::Prepared;
+
+void MakeSteps(const Encoding& encoding, const float* lo, const float* hi,
+               size_t groups, float* step, uint8_t* zero_point) {
+  const ModeTraits& traits = ModeTraitsOf(encoding.mode);
+  switch (encoding.mode) {
+    case Mode::kInt8Asym:
+    case Mode::kInt4Asym: {
+      const float levels = static_cast<float>((1 << traits.bits) - 1);
+      for (size_t i = 0; i < groups; ++i) {
+        const float low = lo[i] < 0.0f ? lo[i] : 0.0f;
+        const float high = hi[i] > 0.0f ? hi[i] : 0.0f;
+        float s = (high - low) / levels;
+        if (std::fabs(s) < scalar::kEps) s = scalar::kEps;
+        const float z = 0.0f - std::nearbyint(low / s);
+        step[i] = s;
+        // A NaN (infinite range over infinite step) counts as 0.
+        zero_point[i] =
+            static_cast<uint8_t>(z > 0.0f ? (z < levels ? z : levels) : 0.0f);
+      }
+      return;
+    }
+    case Mode::kInt8Sym:
+    case Mode::kInt4Sym:
+    case Mode::kInt3Sym:
+    case Mode::kInt2Sym: {
+      const float half = static_cast<float>(1 << (traits.bits - 1));
+      for (size_t i = 0; i < groups; ++i) {
+        // The scale is signed: the extreme of larger magnitude maps to -half.
+        const float a = std::fabs(lo[i]);
+        float s = (a >= hi[i] ? a : -hi[i]) / half;
+        if (lo[i] > hi[i]) s = 0.0f;  // an empty group
+        if (std::fabs(s) < scalar::kEps) s = scalar::kEps;
+        step[i] = s;
+      }
+      return;
+    }
+    default:
+      break;
+  }
+  const Codebook* const table = encoding.codebook;
+  const bool is_table =
+      encoding.mode == Mode::kCb4 || encoding.mode == Mode::kCodebook;
+  const bool f64_scale = is_table && scalar::Prepare(encoding).f64_scale;
+  for (size_t i = 0; i < groups; ++i) {
+    const float a = std::fabs(lo[i]);
+    const float b = std::fabs(hi[i]);
+    const float magnitude = lo[i] > hi[i] ? 0.0f : (a > b ? a : b);
+    if (f64_scale) {
+      step[i] = magnitude;  // see Prepared::f64_scale
+    } else if (is_table) {
+      step[i] = FloatStep(magnitude, TableMax(*table), Numerics::kNumPy, true);
+    } else {
+      step[i] = FloatStep(magnitude, FloatModeMax(encoding.mode),
+                          encoding.numerics, encoding.mode != Mode::kNf4);
+      if (encoding.mode == Mode::kMxfp4 || encoding.mode == Mode::kMxfp8E4m3) {
+        step[i] = MxStep(encoding.numerics, step[i]);
+      }
+    }
+  }
+}
 
 bool RangeOfRows(ElementType type, const void* source, size_t rows,
                  size_t length, float* lo, float* hi) {
@@ -338,7 +542,7 @@ bool QuantizeRows(const Encoding& encoding, const void* source, size_t rows,
   std::vector<float> lo(rows), hi(rows);
   const bool finite = reference::RangeOfRows(encoding.source_type, source, rows,
                                              length, lo.data(), hi.data());
-  MakeSteps(encoding, lo.data(), hi.data(), rows, step, zero_point);
+  reference::MakeSteps(encoding, lo.data(), hi.data(), rows, step, zero_point);
   reference::EncodeRows(encoding, source, rows, length, step, zero_point, out);
   return finite;
 }
@@ -351,7 +555,7 @@ float ScoreRows(ElementType type, Numerics numerics, const void* source,
   for (size_t row = 0; row < rows; ++row) {
     float step = 0;
     uint8_t zero_point = 0;
-    MakeSteps(int8, lo + row, hi + row, 1, &step, &zero_point);
+    reference::MakeSteps(int8, lo + row, hi + row, 1, &step, &zero_point);
     for (size_t i = 0; i < length; ++i) {
       errors[i] = scalar::Int8Error(LoadFloat(type, source, row * length + i),
                                     step, static_cast<float>(zero_point));

@@ -214,6 +214,27 @@ struct Prepared {
 };
 Prepared Prepare(const Encoding& encoding);
 
+// How a step is made from a range.
+enum class StepKind : uint8_t {
+  kAsym,       // (max(hi, 0) - min(lo, 0)) / range, and a zero point
+  kSym,        // the extreme of larger magnitude / range, signed
+  kFloat,      // max|w| / range
+  kMx,         // that, to the next power of two
+  kMagnitude,  // max|w|; see Prepared::f64_scale
+};
+struct StepRule {
+  StepKind kind = StepKind::kAsym;
+  float range = 1;
+  // kFloat, kMx: the OpenVINO path raises max|w| to EPS before the division,
+  // NumPy's the quotient after it.
+  bool clamp_first = false;
+  bool divide = true;
+  // kMx: the largest quotient of each biased exponent, kMxThresholds of them.
+  const float* mx_largest = nullptr;
+};
+inline constexpr size_t kMxThresholds = 258;  // three may be read from 255 on
+StepRule StepRuleOf(const Encoding& encoding);
+
 // The code of one weight, unpacked; 16 bits only for large codebooks.
 uint16_t CodeOf(const Prepared& prepared, float weight, float divisor,
                 uint8_t zero_point);

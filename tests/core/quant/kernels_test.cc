@@ -166,6 +166,140 @@ TEST_F(EveryTarget, RowsEqualTheReference) {
   }
 }
 
+TEST_F(EveryTarget, ManyRowsEqualTheReference) {
+  // More rows than are taken at once, and rows shorter than any vector; the
+  // scales and the ranges, too.
+  for (const int64_t target : Targets()) {
+    Use(target);
+    for (const ElementType source : kSources) {
+      for (const Encoding& encoding : Encodings(source)) {
+        SCOPED_TRACE(Name(encoding, target));
+        for (const size_t length : {1, 5, 8, 16, 32, 40}) {
+          const size_t rows = 75;
+          const auto bytes =
+              Stored(source, Weights(rows * length, 9), length % 2);
+          const void* const data = bytes.data() + length % 2;
+          std::vector<float> lo(rows), hi(rows), lo2(rows), hi2(rows);
+          ASSERT_EQ(
+              RangeOfRows(source, data, rows, length, lo.data(), hi.data()),
+              reference::RangeOfRows(source, data, rows, length, lo2.data(),
+                                     hi2.data()));
+          ASSERT_EQ(lo, lo2);
+          ASSERT_EQ(hi, hi2);
+          const bool asym = ModeTraitsOf(encoding.mode).zero_point_per_group;
+          std::vector<float> step(rows), step2(rows);
+          std::vector<uint8_t> zero(rows), zero2(rows);
+          const size_t size = *PackedSizeBytes(
+              scalar::Prepare(encoding).code_type, rows * length);
+          std::vector<std::byte> fast(size + 64), slow(size + 64);
+          ASSERT_EQ(QuantizeRows(encoding, data, rows, length, step.data(),
+                                 asym ? zero.data() : nullptr, fast.data()),
+                    reference::QuantizeRows(
+                        encoding, data, rows, length, step2.data(),
+                        asym ? zero2.data() : nullptr, slow.data()));
+          ASSERT_EQ(step, step2);
+          ASSERT_EQ(zero, zero2);
+          ASSERT_TRUE(std::equal(fast.begin(),
+                                 fast.begin() + static_cast<ptrdiff_t>(size),
+                                 slow.begin()))
+              << "length " << length;
+        }
+      }
+    }
+  }
+}
+
+TEST_F(EveryTarget, StepsAndStoredScalesEqualTheReference) {
+  // Ranges of all magnitudes and signs, next to powers of two, empty ones, and
+  // in one block of each kind one that is not finite.
+  std::vector<float> lo, hi;
+  for (int k = -30; k <= 30; ++k) {
+    for (int ulps = -3; ulps <= 3; ++ulps) {
+      const float value = std::bit_cast<float>(
+          std::bit_cast<int32_t>(6.0f * std::ldexp(1.0f, k)) + ulps);
+      lo.push_back(ulps % 2 == 0 ? -value : value * 0.3f);
+      hi.push_back(value);
+      lo.push_back(-value);
+      hi.push_back(ulps % 2 == 0 ? -value * 0.7f : value * 0.99f);
+    }
+  }
+  lo.insert(lo.end(), {INFINITY, 0.0f, -0.0f, 1e-40f});
+  hi.insert(hi.end(), {-INFINITY, 0.0f, 0.0f, 2e-40f});
+  for (const int64_t target : Targets()) {
+    Use(target);
+    for (const Encoding& encoding : Encodings(ElementType::kF32)) {
+      SCOPED_TRACE(Name(encoding, target));
+      for (const bool finite : {true, false}) {
+        std::vector<float> low = lo, high = hi;
+        if (!finite) {
+          low[5] = -INFINITY;
+          high[5] = 1.0f;
+        }
+        const size_t groups = low.size();
+        const bool asym = ModeTraitsOf(encoding.mode).zero_point_per_group;
+        std::vector<float> step(groups), step2(groups);
+        std::vector<uint8_t> zero(groups), zero2(groups);
+        MakeSteps(encoding, low.data(), high.data(), groups, step.data(),
+                  asym ? zero.data() : nullptr);
+        reference::MakeSteps(encoding, low.data(), high.data(), groups,
+                             step2.data(), asym ? zero2.data() : nullptr);
+        ASSERT_EQ(0, std::memcmp(step.data(), step2.data(), groups * 4));
+        ASSERT_EQ(zero, zero2);
+        if (!finite) continue;
+        std::vector<std::byte> stored(groups * 2);
+        StoreScales(encoding, step.data(), groups, 0.37f, stored.data());
+        for (size_t i = 0; i < groups; ++i) {
+          const float s = step[i];
+          switch (ModeTraitsOf(encoding.mode).scale_type) {
+            case ElementType::kF8e8m0:
+              ASSERT_EQ(std::ldexp(1.0f, static_cast<int>(stored[i]) - 127), s);
+              break;
+            case ElementType::kF8e4m3:
+              ASSERT_EQ(static_cast<uint8_t>(stored[i]),
+                        scalar::FloatToF8e4m3(s / 0.37f));
+              break;
+            default:
+              if (!scalar::Prepare(encoding).f64_scale) {
+                ASSERT_EQ(scalar::Load<uint16_t>(stored.data(), i),
+                          scalar::FloatToHalf(s));
+              }
+              break;
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST_F(EveryTarget, NotANumberGivesTheSameBytesEverywhere) {
+  // Allowed by an option; what comes out is not specified, but it must not
+  // depend on the machine.
+  for (const ElementType source : {ElementType::kF16, ElementType::kBf16}) {
+    for (const Encoding& encoding : Encodings(source)) {
+      std::vector<float> weights = Weights(12 * 32, 3);
+      weights[7] = std::numeric_limits<float>::quiet_NaN();
+      weights[40] = -std::numeric_limits<float>::quiet_NaN();
+      weights[70] = std::numeric_limits<float>::infinity();
+      weights[100] = -std::numeric_limits<float>::infinity();
+      const auto bytes = Stored(source, weights, 0);
+      std::vector<std::byte> first;
+      for (const int64_t target : Targets()) {
+        SCOPED_TRACE(Name(encoding, target));
+        Use(target);
+        const bool asym = ModeTraitsOf(encoding.mode).zero_point_per_group;
+        std::vector<float> step(12);
+        std::vector<uint8_t> zero(12);
+        std::vector<std::byte> codes(*PackedSizeBytes(
+            scalar::Prepare(encoding).code_type, weights.size()));
+        EXPECT_FALSE(QuantizeRows(encoding, bytes.data(), 12, 32, step.data(),
+                                  asym ? zero.data() : nullptr, codes.data()));
+        if (first.empty()) first = codes;
+        ASSERT_EQ(codes, first);
+      }
+    }
+  }
+}
+
 TEST_F(EveryTarget, ColumnsEqualTheReference) {
   for (const int64_t target : Targets()) {
     for (const ElementType source : kSources) {
@@ -277,16 +411,17 @@ TEST_F(EveryTarget, RangesFindNonFiniteValuesWhereverTheyAre) {
 TEST_F(EveryTarget, ScoresAreTheSameOnAllTargets) {
   for (const ElementType type : kSources) {
     for (const size_t length : {5, 64, 127, 128, 129, 1000, 5000}) {
-      const auto bytes = Stored(type, Weights(3 * length, 5), 0);
-      std::vector<float> lo(3), hi(3);
-      reference::RangeOfRows(type, bytes.data(), 3, length, lo.data(),
+      const size_t rows = length > 500 ? 3 : 70;
+      const auto bytes = Stored(type, Weights(rows * length, 5), 0);
+      std::vector<float> lo(rows), hi(rows);
+      reference::RangeOfRows(type, bytes.data(), rows, length, lo.data(),
                              hi.data());
       for (const Numerics numerics : {Numerics::kNumPy, Numerics::kOpenVino}) {
         const float expected = reference::ScoreRows(
-            type, numerics, bytes.data(), 3, length, lo.data(), hi.data());
+            type, numerics, bytes.data(), rows, length, lo.data(), hi.data());
         for (const int64_t target : Targets()) {
           Use(target);
-          EXPECT_EQ(ScoreRows(type, numerics, bytes.data(), 3, length,
+          EXPECT_EQ(ScoreRows(type, numerics, bytes.data(), rows, length,
                               lo.data(), hi.data()),
                     expected)
               << hwy::TargetName(target) << " " << length;
