@@ -15,6 +15,8 @@ namespace ovpress {
 namespace {
 
 using usage_internal::LongAndShortNames;
+using usage_internal::Place;
+using usage_internal::PlacesBelow;
 using usage_internal::TakesValue;
 using usage_internal::VisibleCommands;
 using usage_internal::VisibleOptions;
@@ -50,37 +52,37 @@ std::string Brief(absl::string_view description) {
   return std::string(description.substr(0, description.find_first_of(";:\n")));
 }
 
-// Without dashes: the name of a shell function.
-std::string FunctionName(const CLI::App& app) {
-  return absl::StrCat("_", absl::StrReplaceAll(app.get_name(), {{"-", "_"}}));
+// "_ovpress_server_token": a shell function's name.
+std::string FunctionName(const CLI::App& app, const Place& place) {
+  std::vector<std::string> words = place.path;
+  words.insert(words.begin(), app.get_name());
+  return absl::StrCat(
+      "_", absl::StrReplaceAll(absl::StrJoin(words, "_"), {{"-", "_"}}));
 }
 
-// The program itself and its commands; a program without commands is one.
-std::vector<const CLI::App*> Places(const CLI::App& app) {
-  std::vector<const CLI::App*> places = VisibleCommands(app);
-  places.insert(places.begin(), &app);
-  return places;
-}
-
-// "" for the program itself.
-std::string PlaceName(const CLI::App& app, const CLI::App& place) {
-  return &app == &place ? "" : place.get_name();
+std::vector<std::string> CommandNames(const CLI::App& app) {
+  std::vector<std::string> names;
+  for (const CLI::App* command : VisibleCommands(app)) {
+    names.push_back(command->get_name());
+  }
+  return names;
 }
 
 std::string Bash(const CLI::App& app, const OptionValues& values) {
-  const std::string function = FunctionName(app);
-  std::vector<std::string> commands;
-  for (const CLI::App* command : VisibleCommands(app)) {
-    commands.push_back(command->get_name());
-  }
-  std::string of_value;  // what follows an option
-  std::string words;     // what may stand anywhere else
-  for (const CLI::App* place : Places(app)) {
-    const std::string name = PlaceName(app, *place);
-    std::vector<std::string> names =
-        place == &app ? commands : std::vector<std::string>();
+  const std::string function = FunctionName(app, {{}, &app});
+  std::vector<std::string> commands;  // "'token new'", by all words
+  std::string of_value;               // what follows an option
+  std::string words;                  // what may stand anywhere else
+  for (const Place& place : PlacesBelow(app)) {
+    const std::string name = absl::StrJoin(place.path, " ");
+    // One word: " compress", as nothing stands before it.
+    if (!place.path.empty()) {
+      commands.push_back(
+          absl::StrCat("'", place.path.size() == 1 ? " " : "", name, "'"));
+    }
+    std::vector<std::string> names = CommandNames(*place.app);
     std::string positionals;
-    for (const CLI::Option* option : VisibleOptions(*place)) {
+    for (const CLI::Option* option : VisibleOptions(*place.app)) {
       const std::vector<std::string> own = LongAndShortNames(*option);
       const std::vector<std::string> list = ValuesOf(*option, values);
       names.insert(names.end(), own.begin(), own.end());
@@ -111,9 +113,10 @@ std::string Bash(const CLI::App& app, const OptionValues& values) {
           ? ""
           : absl::StrCat(
                 "  for ((i = 1; i < COMP_CWORD; i++)); do\n"
-                "    case ${COMP_WORDS[i]} in\n      ",
+                "    case \"$command ${COMP_WORDS[i]}\" in\n      ",
                 absl::StrJoin(commands, "|"),
-                ") command=${COMP_WORDS[i]}; break ;;\n    esac\n  done\n");
+                ") command=${command:+$command }${COMP_WORDS[i]} ;;\n"
+                "    esac\n  done\n");
   return absl::StrCat(
       "# bash completion for ", app.get_name(), "\n", function, "() {\n",
       R"(  local current=${COMP_WORDS[COMP_CWORD]} option= command= words= value= files= i
@@ -186,38 +189,46 @@ std::string ZshArguments(const CLI::App& place, const OptionValues& values,
   return text;
 }
 
-std::string Zsh(const CLI::App& app, const OptionValues& values) {
-  const std::string function = FunctionName(app);
-  const std::vector<const CLI::App*> commands = VisibleCommands(app);
-  std::string script =
-      absl::StrCat("#compdef ", app.get_name(), "\n\n", function, "() {\n");
+// One function for each place; those with commands call the functions below.
+std::string ZshFunction(const CLI::App& app, const Place& place,
+                        const OptionValues& values) {
+  const std::string function = FunctionName(app, place);
+  const std::vector<const CLI::App*> commands = VisibleCommands(*place.app);
   if (commands.empty()) {
-    absl::StrAppend(&script, "  _arguments", ZshArguments(app, values, "    "),
-                    "\n}\n");
-  } else {
-    absl::StrAppend(&script,
-                    "  local state line\n  typeset -A opt_args\n"
-                    "  _arguments -C",
-                    ZshArguments(app, values, "    "),
-                    " \\\n    '1: :->command' \\\n    '*:: :->arguments'\n"
-                    "  case $state in\n    command)\n"
-                    "      local -a commands=(\n");
-    for (const CLI::App* command : commands) {
-      absl::StrAppend(&script, "        '", command->get_name(), ":",
-                      ZshText(Brief(command->get_description())), "'\n");
-    }
-    absl::StrAppend(&script,
-                    "      )\n      _describe command commands ;;\n"
-                    "    arguments)\n      case $line[1] in\n");
-    for (const CLI::App* command : commands) {
-      absl::StrAppend(&script, "        ", command->get_name(), ") _arguments",
-                      ZshArguments(*command, values, "          "), " ;;\n");
-    }
-    absl::StrAppend(&script, "      esac ;;\n  esac\n}\n");
+    return absl::StrCat(function, "() {\n  _arguments",
+                        ZshArguments(*place.app, values, "    "), "\n}\n");
+  }
+  std::string menu;
+  std::string calls;
+  for (const CLI::App* command : commands) {
+    absl::StrAppend(&menu, "        '", command->get_name(), ":",
+                    ZshText(Brief(command->get_description())), "'\n");
+    absl::StrAppend(&calls, "        ", command->get_name(), ") ", function,
+                    "_", absl::StrReplaceAll(command->get_name(), {{"-", "_"}}),
+                    " ;;\n");
+  }
+  return absl::StrCat(function,
+                      "() {\n  local state line\n  typeset -A opt_args\n"
+                      "  _arguments -C",
+                      ZshArguments(*place.app, values, "    "),
+                      " \\\n    '1: :->command' \\\n    '*:: :->arguments'\n"
+                      "  case $state in\n    command)\n"
+                      "      local -a commands=(\n",
+                      menu,
+                      "      )\n      _describe command commands ;;\n"
+                      "    arguments)\n      case $line[1] in\n",
+                      calls, "      esac ;;\n  esac\n}\n");
+}
+
+std::string Zsh(const CLI::App& app, const OptionValues& values) {
+  const std::string function = FunctionName(app, {{}, &app});
+  std::string script = absl::StrCat("#compdef ", app.get_name(), "\n\n");
+  for (const Place& place : PlacesBelow(app)) {
+    absl::StrAppend(&script, ZshFunction(app, place, values), "\n");
   }
   // As a file in $fpath the whole file is the function; sourced, it only
   // registers itself.
-  absl::StrAppend(&script, "\nif [ \"$funcstack[1]\" = ", function,
+  absl::StrAppend(&script, "if [ \"$funcstack[1]\" = ", function,
                   " ]; then\n  ", function, " \"$@\"\nelse\n  compdef ",
                   function, " ", app.get_name(), "\nfi\n");
   return script;
@@ -228,25 +239,35 @@ std::string FishText(absl::string_view text) {
       "'", absl::StrReplaceAll(text, {{"\\", "\\\\"}, {"'", "\\'"}}), "'");
 }
 
+// The condition under which the words of a place are offered.
+std::string FishCondition(const Place& place) {
+  std::vector<std::string> conditions;
+  for (const std::string& word : place.path) {
+    conditions.push_back("__fish_seen_subcommand_from " + word);
+  }
+  const std::vector<std::string> below = CommandNames(*place.app);
+  if (!below.empty()) {
+    conditions.push_back(place.path.empty()
+                             ? "__fish_use_subcommand"
+                             : absl::StrCat("not __fish_seen_subcommand_from ",
+                                            absl::StrJoin(below, " ")));
+  }
+  if (conditions.empty()) return "";
+  return absl::StrCat(" -n '", absl::StrJoin(conditions, "; and "), "'");
+}
+
 std::string Fish(const CLI::App& app, const OptionValues& values) {
   const std::string start = absl::StrCat("complete -c ", app.get_name());
-  const std::vector<const CLI::App*> commands = VisibleCommands(app);
   std::string script = absl::StrCat("# fish completion for ", app.get_name(),
                                     "\n", start, " -f\n");
-  for (const CLI::App* command : commands) {
-    absl::StrAppend(&script, start, " -n __fish_use_subcommand -a ",
-                    command->get_name(), " -d ",
-                    FishText(Brief(command->get_description())), "\n");
-  }
-  for (const CLI::App* place : Places(app)) {
-    std::string where;
-    if (place != &app) {
-      where = absl::StrCat(" -n '__fish_seen_subcommand_from ",
-                           place->get_name(), "'");
-    } else if (!commands.empty()) {
-      where = " -n __fish_use_subcommand";
+  for (const Place& place : PlacesBelow(app)) {
+    const std::string where = FishCondition(place);
+    for (const CLI::App* command : VisibleCommands(*place.app)) {
+      absl::StrAppend(&script, start, where, " -a ", command->get_name(),
+                      " -d ", FishText(Brief(command->get_description())),
+                      "\n");
     }
-    for (const CLI::Option* option : VisibleOptions(*place)) {
+    for (const CLI::Option* option : VisibleOptions(*place.app)) {
       const std::vector<std::string> list = ValuesOf(*option, values);
       absl::StrAppend(&script, start, where);
       for (const std::string& name : option->get_snames()) {

@@ -3,6 +3,7 @@
 #define OVPRESS_USAGE_DEFINITIONS_H_
 
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "CLI/CLI.hpp"
@@ -18,6 +19,27 @@ inline std::vector<const CLI::App*> VisibleCommands(const CLI::App& app) {
   return app.get_subcommands([](const CLI::App* command) {
     return !command->get_group().empty() && !command->get_name().empty();
   });
+}
+
+// A command by the words that lead to it: {"token", "new"}; none for the
+// program itself.
+struct Place {
+  std::vector<std::string> path;
+  const CLI::App* app;
+};
+
+// The program, then each command before the commands below it.
+inline std::vector<Place> PlacesBelow(
+    const CLI::App& app, const std::vector<std::string>& path = {}) {
+  std::vector<Place> places = {{path, &app}};
+  for (const CLI::App* command : VisibleCommands(app)) {
+    std::vector<std::string> longer = path;
+    longer.push_back(command->get_name());
+    for (Place& place : PlacesBelow(*command, longer)) {
+      places.push_back(std::move(place));
+    }
+  }
+  return places;
 }
 
 // Flags have a type's size, but expect no item.

@@ -14,8 +14,9 @@ namespace ovpress {
 namespace {
 
 using usage_internal::LongAndShortNames;
+using usage_internal::Place;
+using usage_internal::PlacesBelow;
 using usage_internal::TakesValue;
-using usage_internal::VisibleCommands;
 using usage_internal::VisibleOptions;
 
 // A backslash and a dot at the start of a line are commands to roff; a plain
@@ -94,6 +95,13 @@ std::string Synopsis(const std::string& program, const CLI::App& app) {
   return absl::StrCat(line, positionals);
 }
 
+// "ovpress-server token new".
+std::string FullName(const std::string& program, const Place& place) {
+  std::vector<std::string> words = place.path;
+  words.insert(words.begin(), program);
+  return absl::StrJoin(words, " ");
+}
+
 std::string Sections(const ManPageTexts& texts) {
   std::string page;
   for (const auto& [title, paragraphs] : texts.sections) {
@@ -116,28 +124,27 @@ std::string Sections(const ManPageTexts& texts) {
 
 std::string ManPage(const CLI::App& app, const ManPageTexts& texts) {
   const std::string& program = app.get_name();
-  const std::vector<const CLI::App*> commands = VisibleCommands(app);
+  const std::vector<Place> places = PlacesBelow(app);
   std::string page = absl::StrCat(
       ".TH ", absl::AsciiStrToUpper(program), " ", texts.section, " \"\" \"",
       Escape(texts.version), "\"\n.SH NAME\n", Escape(program), " \\- ",
       Escape(texts.summary), "\n.SH SYNOPSIS\n");
-  if (commands.empty()) {
-    absl::StrAppend(&page, Synopsis(program, app), "\n");
-  }
-  for (size_t i = 0; i < commands.size(); ++i) {
-    absl::StrAppend(
-        &page, i > 0 ? ".br\n" : "",
-        Synopsis(absl::StrCat(program, " ", commands[i]->get_name()),
-                 *commands[i]),
-        "\n");
+  bool first = true;
+  for (const Place& place : places) {
+    // What only leads to commands cannot be called.
+    if (place.app->get_require_subcommand_min() > 0) continue;
+    absl::StrAppend(&page, first ? "" : ".br\n",
+                    Synopsis(FullName(program, place), *place.app), "\n");
+    first = false;
   }
   absl::StrAppend(&page, ".SH DESCRIPTION\n", Escape(app.get_description()),
                   "\n");
-  if (!commands.empty()) absl::StrAppend(&page, ".SH COMMANDS\n");
-  for (const CLI::App* command : commands) {
-    absl::StrAppend(
-        &page, ".SS ", Escape(program), " ", Escape(command->get_name()), "\n",
-        Escape(command->get_description()), ".\n", OptionEntries(*command));
+  if (places.size() > 1) absl::StrAppend(&page, ".SH COMMANDS\n");
+  for (const Place& place : places) {
+    if (place.app == &app) continue;
+    absl::StrAppend(&page, ".SS ", Escape(FullName(program, place)), "\n",
+                    Escape(place.app->get_description()), ".\n",
+                    OptionEntries(*place.app));
   }
   absl::StrAppend(&page, ".SH OPTIONS\n", OptionEntries(app), Sections(texts));
   return page;

@@ -55,12 +55,20 @@ class Context:
         return must(command[0], *command[1:], "--help")
 
     def places(self) -> dict[str, str]:
-        """What has a --help: the server, the command line, each command."""
-        help_text = self.help_of(self.ovpress)
-        commands = re.findall(r"^  ([\w-]+) {2,}\S", help_text.split("Subcommands:")[1], re.M)
-        assert len(commands) > 8, help_text
-        texts = {"ovpress-server": self.help_of(self.server), "ovpress": help_text}
-        return texts | {f"ovpress {name}": self.help_of(self.ovpress, name) for name in commands}
+        """What has a --help: "ovpress", "ovpress compress", "ovpress-server"..."""
+        texts = {}
+
+        def visit(program: pathlib.Path, path: list[str]):
+            text = self.help_of(program, *path)
+            texts[" ".join([program.name, *path])] = text
+            _, _, commands = text.partition("\nSubcommands:\n")
+            for name in re.findall(r"^  ([\w-]+) {2,}\S", commands, re.M):
+                visit(program, [*path, name])
+
+        visit(self.ovpress, [])
+        visit(self.server, [])
+        assert len(texts) > 10, texts
+        return texts
 
 
 def flags_of(help_text: str) -> list[str]:
@@ -133,9 +141,11 @@ def test_man_pages_hold_every_flag(c: Context):
              "ovpress-server": must("mandoc", "-T", "utf8", c.documents / "ovpress-server.8")}
     texts = {name: re.sub(r".\x08", "", text) for name, text in texts.items()}
     # Each command's part of its own: --json of list does not stand for status.
-    parts = re.split(r"^   ovpress ([\w-]+)$", texts["ovpress"], flags=re.M)
-    sections = dict(zip((f"ovpress {n}" for n in parts[1::2]), parts[2::2]))
-    sections |= {"ovpress": texts["ovpress"].split("\nOPTIONS\n")[1], "ovpress-server": texts["ovpress-server"]}
+    sections = {}
+    for name, text in texts.items():
+        commands, _, sections[name] = text.partition("\nOPTIONS\n")
+        parts = re.split(rf"^   ({name} [\w -]+)$", commands, flags=re.M)
+        sections |= dict(zip(parts[1::2], parts[2::2]))
     count = 0
     for place, help_text in c.places().items():
         for flag in flags_of(help_text):
@@ -218,8 +228,9 @@ def test_bash_completes(c: Context):
             ("ovpress compress --ratio weig", "weig"), ("ovpress status weig", "weig")]:
         words = complete_in_bash(script, typed, folder)
         assert words and words[-1] == expected, f"'{typed}' became {words}"
-    words = complete_in_bash(c.documents / "ovpress-server.bash", "ovpress-server --log-format js", folder)
-    assert words[-1] == "json", words
+    for typed, expected in (("ovpress-server --log-format js", "json"), ("ovpress-server token new --scop", "--scopes"), ("ovpress-server tok", "token")):
+        words = complete_in_bash(c.documents / "ovpress-server.bash", typed, folder)
+        assert words[-1] == expected, words
 
 
 def test_zsh_completes(c: Context):
@@ -231,8 +242,9 @@ def test_zsh_completes(c: Context):
             typed += "t"
         words = complete_in_zsh(c.documents / "ovpress.zsh", typed, folder)
         assert words and words[-1] == expected, f"'{typed}' became {words}"
-    words = complete_in_zsh(c.documents / "ovpress-server.zsh", "ovpress-server --log-format=js", folder)
-    assert words[-1] == "--log-format=json", words
+    for typed, expected in (("ovpress-server --log-format=js", "--log-format=json"), ("ovpress-server token new --iden", "--identity")):
+        words = complete_in_zsh(c.documents / "ovpress-server.zsh", typed, folder)
+        assert words[-1] == expected, words
 
 
 def test_fish_completes(c: Context):
@@ -243,6 +255,8 @@ def test_fish_completes(c: Context):
     for typed, expected in COMPLETIONS:
         text = must("fish", "--no-config", "-c", f"source {c.documents / 'ovpress.fish'}; complete -C '{typed}'", cwd=folder, env=environment)
         assert [line.split("\t")[0] for line in text.splitlines()] == [expected], f"'{typed}': {text}"
+    text = must("fish", "--no-config", "-c", f"source {c.documents / 'ovpress-server.fish'}; complete -C 'ovpress-server token new --scopes adm'", cwd=folder, env=environment)
+    assert text.split("\t")[0].strip() == "admin", text
 
 
 def test_completions_hold_every_flag(c: Context):
@@ -253,16 +267,17 @@ def test_completions_hold_every_flag(c: Context):
     fish = {p: (c.documents / f"{p}.fish").read_text() for p in bash}
     for place, help_text in places.items():
         program, _, command = place.partition(" ")
+        below = sorted(p.removeprefix(f"{place} ") for p in places if p.startswith(f"{place} ") and " " not in p.removeprefix(f"{place} "))
         flags = set(flags_of(help_text))
         words = re.search(rf"^      '{command}'\).*words='([^']*)' ;;$", bash[program], re.M)[1].split()
-        assert {w for w in words if w.startswith("-")} == flags, place
-        if command:
-            block = re.search(rf"^        {command}\) _arguments(.*?) ;;$", zsh[program], re.M | re.S)[1]
-        else:
-            block = re.search(r"^  _arguments(.*?)(?:^  case|^\})", zsh[program], re.M | re.S)[1]
+        assert {w for w in words if w.startswith("-")} == flags and set(below) <= set(words), place
+        function = "_" + re.sub(r"[ -]", "_", place)
+        block = re.search(rf"^{function}\(\) \{{\n(.*?)(?:^  case|^\}})", zsh[program], re.M | re.S)[1]
         assert set(re.findall(r"^\s+'\*?(-[\w-]*[\w])", block, re.M)) == flags, place
-        where = f"'__fish_seen_subcommand_from {command}'" if command else "__fish_use_subcommand"
-        lines = [line for line in fish[program].splitlines() if f"-n {where} " in line or program == "ovpress-server"]
+        conditions = [f"__fish_seen_subcommand_from {word}" for word in command.split()]
+        own = "__fish_use_subcommand" if not command else "not __fish_seen_subcommand_from "
+        pattern = "; and ".join(map(re.escape, conditions + ([own] if below else []))) + (r"[\w -]+" if command and below else "")
+        lines = [line for line in fish[program].splitlines() if re.search(rf" -n '{pattern}' ", line)]
         found = {f"-{n}" for line in lines for n in re.findall(r" -s (\w)", line)} | {f"--{n}" for line in lines for n in re.findall(r" -l ([\w-]+)", line)}
         assert found == flags, f"{place}: {found ^ flags}"
     for shell in ("bash", "zsh", "fish"):
@@ -411,7 +426,8 @@ def test_the_image_has_a_bill_of_materials(c: Context):
     inside = related(document, RelationshipType.CONTAINS)
     assert inside == {p.name for p in (root / "var/lib/dpkg/status.d").iterdir()}
     assert {"libgrpc++1.51", "libc6", "libtbb12"} <= inside
-    assert related(document, RelationshipType.STATIC_LINK) == {"libcli11-dev", "nlohmann-json3-dev"}
+    linked = related(document, RelationshipType.STATIC_LINK)
+    assert linked == {"libcli11-dev", "nlohmann-json3-dev"}, linked
     # A package that nobody installed has no place in it.
     again = c.work / "again.json"
     path.unlink()
