@@ -610,11 +610,13 @@ def suite_database(c: Context) -> bool:
 
 
 class Proxy:
-    """Between client and server: slow, in crumbs, and cutting connections."""
+    """Between client and server: slow, in crumbs, and cutting connections; if
+    `silent`, a cut one stays open at both ends and nothing passes any more."""
 
-    def __init__(self, port: int, seed: int, cut_after: int, delay: float, crumb: int):
+    def __init__(self, port: int, seed: int, cut_after: int, delay: float, crumb: int, silent: int = 0):
         self.target, self.random = port, random.Random(seed)
         self.cut_after, self.delay, self.crumb = cut_after, delay, crumb
+        self.silent = silent  # so many connections, then no more
         self.cuts = 0
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.port = self.listener.getsockname()[1]
@@ -633,7 +635,9 @@ class Proxy:
                 near.close()
                 continue
             budget = self.random.randrange(self.cut_after // 2, self.cut_after * 2) if self.cut_after else 1 << 62
-            state = {"budget": budget, "dead": False, "pumps": 2, "lock": threading.Lock()}
+            if self.silent and self.cuts >= self.silent:
+                budget = 1 << 62
+            state = {"budget": budget, "dead": False, "silent": False, "pumps": 2, "lock": threading.Lock()}
             for a, b in ((near, far), (far, near)):
                 threading.Thread(target=self._pump, args=(a, b, state), daemon=True).start()
 
@@ -650,6 +654,11 @@ class Proxy:
                 if not data:
                     break
                 state["budget"] -= len(data)
+                if state["budget"] < 0 and self.silent > 0:
+                    if not state["silent"]:
+                        state["silent"] = True
+                        self.cuts += 1
+                    continue
                 if state["budget"] < 0:
                     self.cuts += 1
                     # RST instead of FIN: nothing that was sent is waited for.
@@ -717,12 +726,58 @@ def suite_network(c: Context) -> bool:
                         print(f"     {time.monotonic() - s.begin:.1f} s: {what}, {proxy.cuts} cuts", flush=True)
                     proxy.close()
                     s.faults += proxy.cuts
+    silent_peers(c, s, server)
     s.check(server.alive(), f"the server ended: {server.tail()}")
     fresh = Exchange(c)
     fresh.request = 7
     s.check(fresh.go(server, 2), "the server takes nothing any more")
     s.check(server.stop() == 0, "bad stop")
     return s.end()
+
+
+def silent_peers(c: Context, s: Suite, server: Server):
+    """Connections that die without a word (a pulled cable, a lost NAT entry)."""
+    data = random.Random(99).randbytes(1_000_000)
+    proxy = Proxy(server.port, 3, 150_000, 0, 4096, silent=2)
+    s.trials += 1
+    name, done = None, False
+    for _ in range(40):
+        # gRPC takes the old connection for alive: who gave up makes a new one.
+        client = server.client(proxy.port)
+        name = name or client.upload_name(data)
+        try:
+            at = 0
+            try:
+                at = client.bytes.QueryWriteStatus(client.bs.QueryWriteStatusRequest(resource_name=name), timeout=3).committed_size
+            except grpc.RpcError as error:
+                if error.code() != grpc.StatusCode.NOT_FOUND:
+                    raise
+            messages = [client.bs.WriteRequest(resource_name=name, write_offset=i, data=data[i : i + 16384], finish_write=i + 16384 >= len(data)) for i in range(at, len(data), 16384)]
+            done = client.bytes.Write(iter(messages), timeout=3).committed_size == len(data)
+        except grpc.RpcError as error:
+            # ABORTED: the silent writer gives way after ten seconds.
+            s.check(error.code() in (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.ABORTED, grpc.StatusCode.UNAVAILABLE), f"silent peer: {error.code()} {error.details()}")
+            time.sleep(0.5)
+        finally:
+            client.channel.close()
+        if done:
+            break
+    s.check(done, "an upload over connections that fall silent never ended")
+    s.check(proxy.cuts == 2, f"{proxy.cuts} connections fell silent instead of 2")
+    s.faults += proxy.cuts
+    proxy.close()
+    if c.every > 1:
+        return
+    # Our client finds out by its keepalive: a ping after a minute, 20 s to answer.
+    proxy = Proxy(server.port, 4, 150_000, 0, 4096, silent=1)
+    s.trials += 1
+    out = c.folder() / "m.xml"
+    llama = ROOT / "tests/data/models/llama/openvino_model.xml"
+    done = subprocess.run([c.ovpress, "compress", llama, "-o", out, "--quiet", f"--server=127.0.0.1:{proxy.port}"], capture_output=True, text=True, timeout=300)
+    s.check(done.returncode == 0, f"ovpress over a connection that falls silent: {done.stderr}")
+    s.faults += proxy.cuts
+    s.check(proxy.cuts == 1, f"{proxy.cuts} connections fell silent instead of 1")
+    proxy.close()
 
 
 def resumed_upload(c: Context, s: Suite, what: str, port: int, seed: int):
