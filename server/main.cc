@@ -18,6 +18,7 @@
 #include "grpcpp/resource_quota.h"
 #include "server/access_flags.h"
 #include "server/blob_store_flags.h"
+#include "proto/keepalive.h"
 #include "server/jobs/compression_runner.h"
 #include "server/jobs/fair_executor.h"
 #include "server/jobs/job_manager.h"
@@ -50,6 +51,9 @@ struct ServerFlags {
   uint64_t network_memory_bytes = 256ull << 20;
   AccessFlags access;
   BlobStoreFlags blobs;
+  // 0: connections may stay for ever.
+  double max_connection_age_seconds = 0;
+  double max_connection_age_grace_seconds = 3600;
 };
 
 // A duration flag, in seconds.
@@ -142,6 +146,19 @@ void RegisterFlags(CLI::App* app, ServerFlags* flags) {
            "The same for one client");
   AddSeconds(app, "--idle-timeout", &transfer.idle_timeout,
              "A transfer that moved no byte for so long is ended");
+  app->add_option("--max-connection-age", flags->max_connection_age_seconds,
+                  "Ask clients to connect anew after so long, so that load "
+                  "balancers can spread them; 0: never (seconds)")
+      ->check(CLI::Range(0.0, 1e6))
+      ->capture_default_str()
+      ->group("Limits");
+  app->add_option("--max-connection-age-grace",
+                  flags->max_connection_age_grace_seconds,
+                  "How long calls may go on after that; longer than the "
+                  "longest transfer, or it has to resume (seconds)")
+      ->check(CLI::Range(0.0, 1e6))
+      ->capture_default_str()
+      ->group("Limits");
   AddSeconds(app, "--upload-ttl", &store.upload_ttl,
              "An upload without any byte for so long is forgotten");
   AddSeconds(app, "--min-blob-age", &store.min_blob_age,
@@ -271,11 +288,15 @@ absl::Status Serve(const ServerFlags& flags) {
   grpc::ResourceQuota quota("ovpress");
   quota.Resize(flags.network_memory_bytes);
   builder.SetResourceQuota(quota);
-  // The pair of the client's: one ping a minute (client/lib/client.cc).
-  builder.AddChannelArgument(
-      GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 30'000);
-  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, 120'000);
-  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 20'000);
+  SetKeepalive(Keepalive(), &builder);
+  if (flags.max_connection_age_seconds > 0) {
+    builder.AddChannelArgument(
+        GRPC_ARG_MAX_CONNECTION_AGE_MS,
+        static_cast<int>(1000 * flags.max_connection_age_seconds));
+    builder.AddChannelArgument(
+        GRPC_ARG_MAX_CONNECTION_AGE_GRACE_MS,
+        static_cast<int>(1000 * flags.max_connection_age_grace_seconds));
+  }
   builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
   services->Register(&builder);
   const std::unique_ptr<grpc::Server> server = builder.BuildAndStart();

@@ -19,6 +19,7 @@
 #include "grpc/health/v1/health.grpc.pb.h"
 #include "grpcpp/grpcpp.h"
 #include "ovpress/v1/compression.grpc.pb.h"
+#include "proto/keepalive.h"
 
 namespace ovpress {
 namespace {
@@ -121,10 +122,7 @@ class ClientImpl final : public Client {
              const std::shared_ptr<grpc::ChannelCredentials>& credentials)
       : options_(std::move(options)) {
     grpc::ChannelArguments arguments;
-    // The pair of the server's limits (server/main.cc): no GOAWAY for pings.
-    arguments.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, 60'000);
-    arguments.SetInt(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 20'000);
-    arguments.SetInt(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0);
+    SetKeepalive(Keepalive(), &arguments);
     // gRPC's own retries give up on streams beyond 256 KiB; ours resume.
     arguments.SetInt(GRPC_ARG_ENABLE_RETRIES, 0);
     arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 100);
