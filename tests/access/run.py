@@ -30,7 +30,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "tests/integration"), str(ROOT / "client/python/src")]
 
 import credentials  # noqa: E402
-import run as integration  # noqa: E402
+import harness as integration  # noqa: E402
 import seccomp  # noqa: E402
 from credentials import Authority, Issuer  # noqa: E402
 from run import Client, Server, details, expect  # noqa: E402

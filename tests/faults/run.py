@@ -35,7 +35,7 @@ ROOT = HERE.parents[1]
 sys.path.insert(0, str(ROOT / "tests/integration"))
 
 import grpc  # noqa: E402
-import run as integration  # noqa: E402
+import harness as integration  # noqa: E402
 
 MODEL = ROOT / "tests/data/models/resnet/openvino_model.xml"
 FLAGS = ["--mode=int4_sym", "--ratio=0.6", "--group-size=8", "--group-size-fallback=adjust"]
