@@ -125,8 +125,9 @@ class ClientImpl final : public Client {
     SetKeepalive(Keepalive(), &arguments);
     // gRPC's own retries give up on streams beyond 256 KiB; ours resume.
     arguments.SetInt(GRPC_ARG_ENABLE_RETRIES, 0);
+    // MIN_RECONNECT_BACKOFF stays at its 20 s: it is no wait, but what one
+    // attempt may take; 100 ms of it cut off every handshake over a slow link.
     arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 100);
-    arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 100);
     arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 2'000);
     if (IsLoopbackAddress(options_.server)) {
       // A proxy of the environment must see neither model nor token.

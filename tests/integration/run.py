@@ -9,12 +9,14 @@ The last line is "N passed, N failed"."""
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import json
 import pathlib
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -334,6 +336,38 @@ def test_pages_and_drain(c: Context):
         assert server.stop() == 0
         second = subprocess.run([c.server_binary, "--listen=nowhere", "--insecure-listen", f"--data-dir={c.work / 'other'}"], capture_output=True, text=True)
         assert second.returncode == 1 and "cannot listen" in second.stderr.splitlines()[-1]
+
+
+def slow_relay(port: int, delay: float) -> int:
+    """A port that leads to the server, whose bytes come `delay` seconds late at
+    first: a link across the world, or a machine that is busy."""
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def pump(source: socket.socket, target: socket.socket, wait: float):
+        with contextlib.suppress(OSError):
+            while data := source.recv(1 << 16):
+                time.sleep(wait)
+                wait = 0
+                target.sendall(data)
+            target.shutdown(socket.SHUT_WR)
+
+    def serve():
+        while True:
+            near, _ = listener.accept()
+            far = socket.create_connection(("127.0.0.1", port))
+            threading.Thread(target=pump, args=(near, far, 0), daemon=True).start()
+            threading.Thread(target=pump, args=(far, near, delay), daemon=True).start()
+
+    threading.Thread(target=serve, daemon=True).start()
+    return listener.getsockname()[1]
+
+
+def test_a_slow_handshake_is_waited_for(c: Context):
+    with c.server() as server:
+        address = f"127.0.0.1:{slow_relay(int(server.port), 0.7)}"
+        for command in (["health"], ["compress", MODEL, "-o", c.work / "slow.xml", "--quiet"]):
+            answer = subprocess.run([c.ovpress, *command, "--server", address, "--retry-seconds", "0"], capture_output=True, text=True, timeout=60)
+            assert answer.returncode == 0, f"{command[0]}: {answer.stderr}"
 
 
 def test_json_log_has_the_job_on_its_lines(c: Context):

@@ -114,10 +114,11 @@ class Server:
 
 class Proxy:
     """Passes TCP on. Cuts each connection after `limit` bytes, `cuts` times; with
-    `tls` it speaks TLS to the client."""
+    `tls` it speaks TLS to the client. The server's first bytes come `delay`
+    seconds late."""
 
-    def __init__(self, target_port: int, limit: int = 0, cuts: int = 0, tls: ssl.SSLContext | None = None):
-        self.target_port, self.limit, self.cuts, self.tls = target_port, limit, cuts, tls
+    def __init__(self, target_port: int, limit: int = 0, cuts: int = 0, tls: ssl.SSLContext | None = None, delay: float = 0):
+        self.target_port, self.limit, self.cuts, self.tls, self.delay = target_port, limit, cuts, tls, delay
         self.cut = 0
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.port = self.listener.getsockname()[1]
@@ -132,15 +133,17 @@ class Proxy:
                     near = self.tls.wrap_socket(near, server_side=True)
                 far = socket.create_connection(("127.0.0.1", self.target_port))
                 passed = [0]
-                for a, b in ((near, far), (far, near)):
-                    threading.Thread(target=self._pump, args=(a, b, passed), daemon=True).start()
+                for a, b, delay in ((near, far, 0), (far, near, self.delay)):
+                    threading.Thread(target=self._pump, args=(a, b, passed, delay), daemon=True).start()
 
-    def _pump(self, source: socket.socket, sink: socket.socket, passed: list) -> None:
+    def _pump(self, source: socket.socket, sink: socket.socket, passed: list, delay: float) -> None:
         with contextlib.suppress(OSError):
             while True:
                 data = source.recv(65536)
                 if not data:
                     break
+                time.sleep(delay)
+                delay = 0
                 passed[0] += len(data)
                 if passed[0] > self.limit and self.cut < self.cuts:
                     self.cut += 1
@@ -577,6 +580,11 @@ def test_error_classes_and_details(c: Context):
 
 
 @test()
+def test_a_slow_handshake_is_waited_for(c: Context):
+    with c.server() as server, Proxy(server.port, delay=0.7) as proxy, Client(proxy.address, retry_timeout=0.1) as client:
+        assert client.capabilities().modes
+
+
 def test_retries(c: Context):
     calls = []
     plan = {}
