@@ -27,7 +27,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import traceback
 import urllib.parse
 import urllib.request
 
@@ -38,6 +37,9 @@ import yaml
 import kustomize
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "tests/testing"))
+from test_runner import run_tests
+
 DEPLOY = ROOT / "deploy"
 KUBERNETES = DEPLOY / "kubernetes"
 OVERLAYS = sorted(p.name for p in (KUBERNETES / "overlays").iterdir())
@@ -753,23 +755,12 @@ def main() -> int:
         return 0
     if arguments.build is None:
         parser.error("--build is missing")
-    passed = failed = 0
     with tempfile.TemporaryDirectory(prefix="ovpress-deploy-") as folder:
         c = Context(arguments.build.resolve(), pathlib.Path(folder))
-        for name, test in list(globals().items()):
-            if not name.startswith("test_") or (arguments.names and name not in arguments.names):
-                continue
-            begin = time.monotonic()
-            try:
-                test(c)
-                passed += 1
-                print(f"ok   {name} ({time.monotonic() - begin:.1f} s)", flush=True)
-            except Exception:
-                failed += 1
-                print(f"FAIL {name}\n{traceback.format_exc()}", flush=True)
-        c.close()
-    print(f"{passed} passed, {failed} failed")
-    return 1 if failed or not passed else 0
+        try:
+            return run_tests(globals(), c, arguments.names)
+        finally:
+            c.close()
 
 
 if __name__ == "__main__":

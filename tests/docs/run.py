@@ -36,9 +36,11 @@ import sys
 import tempfile
 import threading
 import time
-import traceback
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "tests/testing"))
+from test_runner import run_tests
+
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 MODEL = ROOT / "tests/data/models/llama/openvino_model"
 COMMANDS = ("sh", "console")
@@ -327,22 +329,9 @@ def main() -> int:
     parser.add_argument("--build", type=pathlib.Path, required=True, help="a build directory, e.g. build/ci")
     parser.add_argument("names", nargs="*")
     arguments = parser.parse_args()
-    passed = failed = 0
     with tempfile.TemporaryDirectory(prefix="ovpress-docs-") as folder:
         c = Context(arguments.build.resolve(), pathlib.Path(folder))
-        for name, test in list(globals().items()):
-            if not name.startswith("test_") or (arguments.names and name not in arguments.names):
-                continue
-            begin = time.monotonic()
-            try:
-                test(c)
-                passed += 1
-                print(f"ok   {name} ({time.monotonic() - begin:.1f} s)", flush=True)
-            except Exception:
-                failed += 1
-                print(f"FAIL {name}\n{traceback.format_exc()}", flush=True)
-    print(f"{passed} passed, {failed} failed")
-    return 1 if failed or not passed else 0
+        return run_tests(globals(), c, arguments.names)
 
 
 if __name__ == "__main__":

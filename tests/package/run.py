@@ -24,13 +24,15 @@ import subprocess
 import sys
 import tempfile
 import time
-import traceback
 
 from spdx_tools.spdx.model import RelationshipType
 from spdx_tools.spdx.parser.parse_anything import parse_file
 from spdx_tools.spdx.validation.document_validator import validate_full_spdx_document
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "tests/testing"))
+from test_runner import run_tests
+
 MODEL = ROOT / "tests/data/models/llama/openvino_model.xml"
 
 
@@ -522,33 +524,15 @@ def test_deb_bills_of_materials(c: Context):
         assert ("libcli11-dev" in related(document, RelationshipType.STATIC_LINK)) == (package != "libovpress-dev")
 
 
-# --- end of tests ---
-
-
 def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--build", type=pathlib.Path, required=True, help="a build directory, e.g. build/ci")
     parser.add_argument("--debs", type=pathlib.Path, help="the build directory of scripts/build-deb")
     parser.add_argument("names", nargs="*")
     arguments = parser.parse_args()
-    passed = failed = 0
     with tempfile.TemporaryDirectory(prefix="ovpress-package-") as folder:
         c = Context(arguments.build.resolve(), arguments.debs and arguments.debs.resolve(), pathlib.Path(folder))
-        for name, test in list(globals().items()):
-            if not name.startswith("test_") or (arguments.names and name not in arguments.names):
-                continue
-            if name.startswith("test_deb_") and not c.debs:
-                continue
-            begin = time.monotonic()
-            try:
-                test(c)
-                passed += 1
-                print(f"ok   {name} ({time.monotonic() - begin:.1f} s)", flush=True)
-            except Exception:
-                failed += 1
-                print(f"FAIL {name}\n{traceback.format_exc()}", flush=True)
-    print(f"{passed} passed, {failed} failed")
-    return 1 if failed or not passed else 0
+        return run_tests(globals(), c, arguments.names, lambda name: name.startswith("test_deb_") and not c.debs)
 
 
 if __name__ == "__main__":
