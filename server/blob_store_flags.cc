@@ -60,7 +60,7 @@ absl::StatusOr<Blobs> OpenS3(const BlobStoreFlags& flags,
                                .region = flags.s3_region,
                                .ca_file = flags.s3_ca_file});
   OVPRESS_ASSIGN_OR_RETURN(blobs.s3, S3Client::Create(std::move(client)));
-  S3BlobStoreOptions store{.pool = options.pool,
+  S3BlobStoreOptions store{.pool = pool,
                            .s3 = blobs.s3.get(),
                            .bucket = location.bucket,
                            .prefix = location.key,
