@@ -97,7 +97,7 @@ std::shared_ptr<const AccessControl::Tables> AccessControl::tables() const {
 std::string AccessControl::Summary() const {
   const std::shared_ptr<const Tables> now = tables();
   return absl::StrCat(now->tokens.token_count(), " tokens, ",
-                      now->tokens.certificate_count(), " certificates, ",
+                      now->tokens.identity_count(), " identities, ",
                       now->keys.size(), " JWT keys (", now->keys.ignored(),
                       " of other kinds), ", now->quotas.size(), " quotas");
 }
@@ -117,7 +117,11 @@ absl::StatusOr<Caller> AccessControl::CallerOfToken(
       absl::string_view(header).substr(kBearer.size()));
   const absl::Time now = clock_->Now();
   if (!options_.jwks_file.empty() && LooksLikeJwt(token)) {
-    return VerifyJwt(token, tables.keys, options_.jwt, now);
+    OVPRESS_ASSIGN_OR_RETURN(Caller caller,
+                             VerifyJwt(token, tables.keys, options_.jwt, now));
+    caller.scopes =
+        tables.tokens.ScopesOf(caller.identity).value_or(caller.scopes);
+    return caller;
   }
   return tables.tokens.Find(token, now);
 }
@@ -139,7 +143,7 @@ absl::StatusOr<Caller> AccessControl::Authenticate(
     Caller caller;
     OVPRESS_ASSIGN_OR_RETURN(caller.identity,
                              IdentityOfCertificate(credentials));
-    caller.scopes = tables.tokens.ScopesOfCertificate(caller.identity)
+    caller.scopes = tables.tokens.ScopesOf(caller.identity)
                         .value_or(options_.certificate_scopes);
     return caller;
   }

@@ -29,7 +29,7 @@ struct AccessOptions {
   std::string quota_file;  // "": the same limits for all
   JwtOptions jwt;
   // Whether a verified client certificate is an identity, and what it may do
-  // unless the token file's "certificates" say otherwise.
+  // unless the token file's "identities" say otherwise.
   bool certificates = false;
   Scopes certificate_scopes = Scopes().With(Scope::kSubmit).With(Scope::kRead);
   // Of one identity; 0: no limit. Not for the anonymous caller of a server

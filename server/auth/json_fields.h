@@ -16,7 +16,7 @@
 
 namespace ovpress {
 
-// Configuration files above this size are refused: 10,000 tokens are 2 MB.
+// Configuration files above this size are refused: 10,000 tokens are 1.2 MB.
 inline constexpr size_t kConfigBytesMax = 16u << 20;
 
 // kInvalidArgument unless `text` is one JSON object without a key given twice,

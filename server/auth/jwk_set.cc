@@ -23,7 +23,7 @@ using nlohmann::json;
 // More keys than any issuer publishes; bounds the work at a reload.
 constexpr size_t kKeysMax = 100;
 constexpr int kRsaBitsMin = 2048;
-// Time to verify grows with the square: 8192 bits take 0.2 ms.
+// Time to verify grows with the square: 8192 bits take 0.4 ms.
 constexpr int kRsaBitsMax = 8192;
 constexpr size_t kEs256HalfBytes = 32;
 

@@ -91,10 +91,10 @@ absl::StatusOr<TokenTable> TokenTable::Parse(absl::string_view text) {
   std::set<std::string> hashes;
   OVPRESS_ASSIGN_OR_RETURN(const json* const tokens,
                            fields.OptionalArray("tokens"));
-  OVPRESS_ASSIGN_OR_RETURN(const json* const certificates,
-                           fields.OptionalArray("certificates"));
+  OVPRESS_ASSIGN_OR_RETURN(const json* const identities,
+                           fields.OptionalArray("identities"));
   OVPRESS_RETURN_IF_ERROR(fields.Done());
-  for (const json* list : {tokens, certificates}) {
+  for (const json* list : {tokens, identities}) {
     if (list != nullptr && list->size() > kTokenEntriesMax) {
       return absl::InvalidArgumentError(absl::StrCat(
           "tokens: ", list->size(), " entries, at most ", kTokenEntriesMax));
@@ -112,16 +112,16 @@ absl::StatusOr<TokenTable> TokenTable::Parse(absl::string_view text) {
                                         .scopes = entry.scopes},
                              .expires = entry.expires});
   }
-  for (size_t i = 0; certificates != nullptr && i < certificates->size(); ++i) {
+  for (size_t i = 0; identities != nullptr && i < identities->size(); ++i) {
     OVPRESS_ASSIGN_OR_RETURN(
         JsonFields entry,
-        JsonFields::Create((*certificates)[i],
-                           absl::StrCat("certificates[", i, "]")));
+        JsonFields::Create((*identities)[i],
+                           absl::StrCat("identities[", i, "]")));
     OVPRESS_ASSIGN_OR_RETURN(std::string identity, ReadIdentity(entry));
     OVPRESS_ASSIGN_OR_RETURN(const Scopes scopes, ReadScopes(entry));
     OVPRESS_RETURN_IF_ERROR(entry.OptionalString("comment").status());
     OVPRESS_RETURN_IF_ERROR(entry.Done());
-    if (!table.certificates_.emplace(std::move(identity), scopes).second) {
+    if (!table.identities_.emplace(std::move(identity), scopes).second) {
       return absl::InvalidArgumentError(
           absl::StrCat(entry.where(), ": the same identity is there twice"));
     }
@@ -151,10 +151,9 @@ absl::StatusOr<Caller> TokenTable::Find(absl::string_view token,
   return found->caller;
 }
 
-std::optional<Scopes> TokenTable::ScopesOfCertificate(
-    absl::string_view identity) const {
-  const auto it = certificates_.find(identity);
-  if (it == certificates_.end()) return std::nullopt;
+std::optional<Scopes> TokenTable::ScopesOf(absl::string_view identity) const {
+  const auto it = identities_.find(identity);
+  if (it == identities_.end()) return std::nullopt;
   return it->second;
 }
 

@@ -2,9 +2,10 @@
 //   {"tokens": [{"identity": "team-a", "sha256": "9f86...", "scopes":
 //   ["submit",
 //                "read"], "expires": "2027-01-31T00:00:00Z", "comment": "ci"}],
-//    "certificates": [{"identity": "cert:ops.example", "scopes": ["admin"]}]}
-// "expires" and "comment" may be absent. Several tokens may have one identity:
-// that is how they are rotated.
+//    "identities": [{"identity": "cert:ops.example", "scopes": ["admin"]}]}
+// "expires" and "comment" may be absent; "identities" gives scopes to callers
+// who are known by something else, a certificate or a JWT. Several tokens may
+// have one identity: that is how they are rotated.
 #ifndef OVPRESS_SERVER_AUTH_TOKEN_FILE_H_
 #define OVPRESS_SERVER_AUTH_TOKEN_FILE_H_
 
@@ -25,7 +26,7 @@ namespace ovpress {
 
 // Longest token of any kind. gRPC itself stops at 8 KiB of metadata.
 inline constexpr size_t kTokenBytesMax = 8192;
-// Bounds the scan of all hashes that each call makes: 10,000 take 0.1 ms.
+// Bounds the scan of all hashes that each call makes: 10,000 take 0.35 ms.
 inline constexpr size_t kTokenEntriesMax = 10'000;
 
 struct TokenEntry {
@@ -46,11 +47,11 @@ class TokenTable {
   // kUnauthenticated: BAD_TOKEN or TOKEN_EXPIRED. Takes the same time whatever
   // the token is: it is hashed, and the hash compared with every entry.
   absl::StatusOr<Caller> Find(absl::string_view token, absl::Time now) const;
-  // What the file says of the holder of a certificate.
-  std::optional<Scopes> ScopesOfCertificate(absl::string_view identity) const;
+  // What "identities" says of a caller who did not come with one of the tokens.
+  std::optional<Scopes> ScopesOf(absl::string_view identity) const;
 
   size_t token_count() const { return tokens_.size(); }
-  size_t certificate_count() const { return certificates_.size(); }
+  size_t identity_count() const { return identities_.size(); }
 
  private:
   struct Stored {
@@ -59,7 +60,7 @@ class TokenTable {
     absl::Time expires;
   };
   std::vector<Stored> tokens_;
-  std::map<std::string, Scopes, std::less<>> certificates_;
+  std::map<std::string, Scopes, std::less<>> identities_;
 };
 
 // A token of 256 random bits, "ovp_" in front.

@@ -55,7 +55,7 @@ class Context(integration.Context):
         super().__init__(build, work, 0)
         self.tokens: dict[str, str] = {}
         self.entries: list[dict] = []
-        self.certificates: list[dict] = []
+        self.identities: list[dict] = []
         self.token_file = work / "tokens.json"
 
     def token(self, identity: str, *scopes: str, **more) -> str:
@@ -66,7 +66,7 @@ class Context(integration.Context):
         return token
 
     def write_tokens(self):
-        self.token_file.write_text(json.dumps({"tokens": self.entries, "certificates": self.certificates}))
+        self.token_file.write_text(json.dumps({"tokens": self.entries, "identities": self.identities}))
 
     def with_tokens(self, *flags: str) -> Server:
         self.write_tokens()
@@ -327,7 +327,7 @@ def test_tls_and_mutual_tls(c: Context):
         expect(Code.UNAUTHENTICATED, lambda: capabilities(as_caller(server, None, trust(ca, ca.issue("alice")))))
         shown = subprocess.run(["openssl", "s_client", "-connect", f"127.0.0.1:{server.port}", "-tls1_1"], input=b"", capture_output=True)
         assert shown.returncode != 0, "TLS 1.1 is taken"
-    c.certificates = [{"identity": "cert:ops", "scopes": ["admin"]}, {"identity": "cert:watcher", "scopes": ["read"]}]
+    c.identities = [{"identity": "cert:ops", "scopes": ["admin"]}, {"identity": "cert:watcher", "scopes": ["read"]}]
     c.write_tokens()
     mutual = [*tls, f"--tls-client-ca={ca.certificate}"]
     with c.server(*mutual, f"--token-file={c.token_file}") as server:
@@ -469,6 +469,8 @@ def test_jwts(c: Context):
     jwks.write_text(json.dumps({"keys": [rsa.jwk(), ec.jwk()]}))
     static = c.token("alice")
     flags = [f"--jwks-file={jwks}", "--jwt-issuer=https://id.example", "--jwt-audience=ovpress", "--jwt-leeway=5"]
+    # A Kubernetes service account's token has no scopes of its own.
+    c.identities = [{"identity": "jwt:system:serviceaccount:mlops:nightly", "scopes": ["read"]}]
     with c.with_tokens(*flags) as server:
         listed = lambda token: all_calls(as_caller(server, token))["ListOperations"]()  # noqa: E731
         alice = as_caller(server, rsa.jwt(sub="alice"))
@@ -479,6 +481,9 @@ def test_jwts(c: Context):
         assert len(listed(static).operations) == 0, "a token's name is not a subject's"
         assert len(listed(ec.jwt(sub="root", scope="admin")).operations) == 1
         expect(Code.PERMISSION_DENIED, lambda: listed(ec.jwt(sub="alice", scope="openid")), "has none")
+        account = ec.jwt(sub="system:serviceaccount:mlops:nightly", scope="")
+        listed(account)
+        expect(Code.PERMISSION_DENIED, lambda: as_caller(server, account).upload(b"x"))
         now = int(time.time())
         head, claims, signature = ec.jwt(sub="alice").split(".")
         none = credentials.b64(b'{"alg":"none","kid":"e1"}')

@@ -174,7 +174,7 @@ void AccessSeeds() {
         absl::StrCat(R"(t{"tokens":[{"identity":"a","sha256":")", hash,
                      R"(","scopes":["submit","read"],"expires":)"
                      R"("2030-01-01T00:00:00Z","comment":"c"}],)"
-                     R"("certificates":[{"identity":"cert:x","scopes":)"
+                     R"("identities":[{"identity":"cert:x","scopes":)"
                      R"(["admin"],"comment":"d"}]})"));
   Write("access", "quotas",
         R"(q{"identities":{"a":{"max_bytes":"2GiB","max_uploads":1,)"

@@ -153,11 +153,11 @@ TEST(TokenFileTest, ErrorsNameThePlace) {
   expect(TokenFile(R"({"identity":"a","scopes":["read"],"sha256":")" +
                    std::string(64, 'A') + "\"}"),
          "never the token itself");
-  expect(R"({"certificates":[{"identity":"cert:a"}]})",
-         "certificates[0]: scopes must be there");
-  expect(R"({"certificates":[{"identity":"c","scopes":["read"]},)"
+  expect(R"({"identities":[{"identity":"cert:a"}]})",
+         "identities[0]: scopes must be there");
+  expect(R"({"identities":[{"identity":"c","scopes":["read"]},)"
          R"({"identity":"c","scopes":["read"]}]})",
-         "certificates[1]: the same identity");
+         "identities[1]: the same identity");
 }
 
 TEST(TokenFileTest, NewTokensAreLongAndTheirEntriesAreRead) {
@@ -658,10 +658,10 @@ TEST_F(AccessTest, CertificatesAreIdentitiesIfAsked) {
               StatusIs(kWho, HasSubstr("no name")));
   EXPECT_THAT(IdentityOfCertificate({}), StatusIs(kWho, HasSubstr("no name")));
 
-  const std::string tokens = Write(
-      "tokens", R"({"tokens":[)" + Entry() +
-                    R"(],"certificates":[{"identity":"cert:ops","scopes":)"
-                    R"(["admin"]}]})");
+  const std::string tokens =
+      Write("tokens", R"({"tokens":[)" + Entry() +
+                          R"(],"identities":[{"identity":"cert:ops","scopes":)"
+                          R"(["admin"]}]})");
   const auto control = AccessControl::Create(
       {.token_file = tokens, .certificates = true}, &clock_);
   ASSERT_TRUE(control.ok());
@@ -693,11 +693,14 @@ TEST_F(AccessTest, JwtsGoBesideTokens) {
   const std::string jwks = Write("jwks", JwksOf({ec.Jwk("e")}));
   EXPECT_THAT(AccessControl::Create({.jwks_file = jwks}, &clock_),
               StatusIs(kInvalid, HasSubstr("issuer and the audience")));
-  const auto control =
-      AccessControl::Create({.token_file = Write("tokens", TokenFile(Entry())),
-                             .jwks_file = jwks,
-                             .jwt = {.issuer = "i", .audience = "a"}},
-                            &clock_);
+  const auto control = AccessControl::Create(
+      {.token_file =
+           Write("tokens", R"({"tokens":[)" + Entry() +
+                               R"(],"identities":[{"identity":"jwt:robot",)"
+                               R"("scopes":["submit"]}]})"),
+       .jwks_file = jwks,
+       .jwt = {.issuer = "i", .audience = "a"}},
+      &clock_);
   ASSERT_TRUE(control.ok()) << control.status();
   const std::string token = ec.Jwt(
       R"({"alg":"ES256","kid":"e"})",
@@ -707,6 +710,12 @@ TEST_F(AccessTest, JwtsGoBesideTokens) {
             "jwt:team-a");
   EXPECT_EQ((*control)->Admit(Bearer("secret"), Scope::kRead)->identity,
             "team-a");
+  // What the file says of an identity stands before what its JWT says.
+  const std::string robot = ec.Jwt(
+      R"({"alg":"ES256","kid":"e"})",
+      R"({"iss":"i","aud":"a","sub":"robot","exp":1700000100,"scope":"admin"})");
+  EXPECT_EQ((*control)->Admit(Bearer(robot), Scope::kSubmit)->scopes,
+            Scopes().With(Scope::kSubmit));
 }
 
 // --- certificates ---
