@@ -30,10 +30,10 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "tests/integration"), str(ROOT / "client/python/src")]
 
 import credentials  # noqa: E402
-import harness as integration  # noqa: E402
+import harness  # noqa: E402
 import seccomp  # noqa: E402
 from credentials import Authority, Issuer  # noqa: E402
-from run import Client, Server, details, expect  # noqa: E402
+from harness import Client, Server, details, expect  # noqa: E402
 
 Code = grpc.StatusCode
 
@@ -50,7 +50,7 @@ class Bearer(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientInterceptor
     intercept_unary_unary = intercept_unary_stream = intercept_stream_unary = intercept_stream_stream = _call
 
 
-class Context(integration.Context):
+class Context(harness.Context):
     def __init__(self, build: pathlib.Path, work: pathlib.Path):
         super().__init__(build, work, 0)
         self.tokens: dict[str, str] = {}
@@ -655,7 +655,7 @@ def test_our_command_line(c: Context):
         assert done.returncode == 0, done.stderr
         assert (out.read_bytes(), out.with_suffix(".bin").read_bytes()) == c.local(model), "another result than the local run's"
         listed = ovpress("list", *address, OVPRESS_TOKEN_FILE=str(secret), OVPRESS_TLS_CA=str(ca.certificate))
-        assert listed.returncode == 0 and "SUCCEEDED" in listed.stdout, listed.stderr
+        assert listed.returncode == 0 and "SUCCEEDED" in listed.stdout, (listed.stdout, listed.stderr)
         pair = ca.issue("bob")
         empty = ovpress("list", *address, *tls, "--tls-cert", pair[0], "--tls-key", pair[1])
         assert empty.returncode == 0 and empty.stdout == "", empty.stderr
@@ -800,9 +800,9 @@ def test_confined_as_in_the_container(c: Context):
         secret.write_text(token)
         os.chmod(secret, 0o644)
         out = data / "out.xml"
-        inside = subprocess.run([*confine, "--read-only-but", str(data), "--", str(c.work / "ovpress"), "compress", str(integration.MODEL), "-o", str(out), "--server", f"localhost:{server.port}", "--tls-ca", str(ca.certificate), "--token-file", str(secret)], capture_output=True, text=True)
+        inside = subprocess.run([*confine, "--read-only-but", str(data), "--", str(c.work / "ovpress"), "compress", str(harness.MODEL), "-o", str(out), "--server", f"localhost:{server.port}", "--tls-ca", str(ca.certificate), "--token-file", str(secret)], capture_output=True, text=True)
         assert inside.returncode == 0, inside.stderr
-        local = subprocess.run([*confine, "--read-only-but", str(data), "--", str(c.work / "ovpress"), "compress", str(integration.MODEL), "-o", str(data / "local.xml"), "--quiet"], capture_output=True, text=True)
+        local = subprocess.run([*confine, "--read-only-but", str(data), "--", str(c.work / "ovpress"), "compress", str(harness.MODEL), "-o", str(data / "local.xml"), "--quiet"], capture_output=True, text=True)
         assert local.returncode == 0, local.stderr
         assert out.with_suffix(".bin").read_bytes() == (data / "local.bin").read_bytes()
     finally:
@@ -857,7 +857,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="ovpress-access-") as folder:
         work = pathlib.Path(folder)
         (work / "stubs").mkdir()
-        integration.generate_stubs(work / "stubs")
+        harness.generate_stubs(work / "stubs")
         for name, test in list(globals().items()):
             if not name.startswith("test_") or (arguments.names and name not in arguments.names):
                 continue
