@@ -355,6 +355,10 @@ TEST_F(JwtTest, SignaturesOfOtherFormsAndKeysAreWrong) {
   EXPECT_THAT(with(std::string(64, '\0')), wrong);
   EXPECT_THAT(with(std::string(64, '\xff')), wrong);
   EXPECT_THAT(with(ec_.SignRaw(text) + '\0'), wrong);
+  // The same two numbers, one of them with a zero in front.
+  std::string longer = ec_.SignRaw(text);
+  longer.insert(32, 1, '\0');
+  EXPECT_THAT(with(longer), wrong);
   EXPECT_THAT(with(ec_.SignRaw(text).substr(0, 63)), wrong);
   EXPECT_THAT(with(Signer::Ec().SignRaw(text)), wrong);
   const Signer p384 = Signer::Ec("P-384");
