@@ -102,12 +102,13 @@ class PlainFile final : public ByteSink {
 
 class Bench {
  public:
-  Bench(Flags flags, std::string xml, std::unique_ptr<ByteSource> bin)
+  Bench(Flags flags, std::unique_ptr<Client> client, std::string xml,
+        std::unique_ptr<ByteSource> bin)
       : flags_(std::move(flags)),
         xml_(std::move(xml)),
         bin_(std::move(bin)),
         out_path_(flags_.work + "/remote-bench.bin"),
-        client_(Client::Create({.server = flags_.server})),
+        client_(std::move(client)),
         salt_(static_cast<uint64_t>(
             std::chrono::system_clock::now().time_since_epoch().count())) {
     options_.set_mode(flags_.mode);
@@ -256,7 +257,9 @@ absl::Status Main(const Flags& flags) {
                            ReadSmallFile(flags.input, 256 << 20));
   OVPRESS_ASSIGN_OR_RETURN(std::unique_ptr<ByteSource> bin,
                            OpenFileSource(BinPathOf(flags.input)));
-  Bench bench(flags, std::move(xml), std::move(bin));
+  OVPRESS_ASSIGN_OR_RETURN(std::unique_ptr<Client> client,
+                           Client::Create({.server = flags.server}));
+  Bench bench(flags, std::move(client), std::move(xml), std::move(bin));
   return bench.Run();
 }
 
