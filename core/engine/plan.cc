@@ -56,6 +56,8 @@ bool IsSupported(const CompressionOptions& options, ElementType type,
 absl::StatusOr<std::vector<int>> ChannelAxes(const Layer& layer, NodeKind kind,
                                              int64_t port, int rank) {
   std::vector<int> axes;
+  // NNCF looks for the input channels of convolutions, too.
+  int rank_min = 1;
   switch (kind) {
     case NodeKind::kMatMul: {
       if (rank < 2) return axes;
@@ -69,29 +71,36 @@ absl::StatusOr<std::vector<int>> ChannelAxes(const Layer& layer, NodeKind kind,
     }
     case NodeKind::kGroupedMatMul:
       axes = {0, 1};
+      rank_min = 2;
       break;
     case NodeKind::kEmbedding:
+      axes = {0};
+      break;
     case NodeKind::kConvolution:
       axes = {0};
+      rank_min = 2;
       break;
     case NodeKind::kConvolutionBackpropData:
       axes = {1};
+      rank_min = 2;
       break;
     case NodeKind::kGroupConvolution:
       axes = {0, 1};
+      rank_min = 3;
       break;
     case NodeKind::kGroupConvolutionBackpropData:
       axes = {0, 2};
+      rank_min = 3;
       break;
     case NodeKind::kOther:
       break;
   }
-  for (const int axis : axes) {
-    if (axis >= rank) {
-      return absl::InvalidArgumentError(absl::StrCat(
-          "weight of '", layer.name, "' (", layer.type, ") has rank ", rank,
-          ", but this operation needs a channel axis ", axis));
-    }
+  if (rank < rank_min) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "weight of '", layer.name, "' (", layer.type,
+        ") is a constant of rank ", rank,
+        "; this operation needs its channels, hence at least rank ", rank_min,
+        ": store the weight in the shape in which it is used"));
   }
   return axes;
 }
@@ -278,13 +287,41 @@ void SelectRatioDefining(bool last_skipped, Plan* plan) {
   }
 }
 
-// Group size fallback, then the primary configuration of what remains.
-void AssignPrimary(const Model& model, Plan* plan) {
+std::string DescribeWeight(const Model& model, const Plan& plan,
+                           const PlannedWeight& weight) {
+  const Constant& constant = model.constants()[weight.constant];
+  return absl::StrCat(
+      "weight '", weight.name, "' of '", plan.graph.names[weight.layer], "' (",
+      model.layers()[weight.layer].type, ", ", ElementTypeName(constant.type),
+      "[", absl::StrJoin(constant.shape, ","), "])");
+}
+
+absl::Status SeveralReductionAxes(const Model& model, const Plan& plan,
+                                  const PlannedWeight& weight,
+                                  const WeightConfig& config,
+                                  absl::string_view what_to_choose) {
+  return absl::InvalidArgumentError(absl::StrCat(
+      DescribeWeight(model, plan, weight), " has ",
+      weight.reduction_axes.size(), " reduction axes, but mode ",
+      ModeTraitsOf(config.mode).name, " with group size ", config.group_size,
+      " needs exactly one; ignore this layer or choose another ",
+      what_to_choose));
+}
+
+// Group size fallback, then the primary configuration of what remains. Like
+// NNCF, asks each weight for its channel size first, even if it will get the
+// backup precision.
+absl::Status AssignPrimary(const Model& model, Plan* plan) {
   std::vector<size_t> kept;
   for (const size_t index : plan->ratio_defining) {
     PlannedWeight& weight = plan->weights[index];
     int64_t group_size = plan->group_size;
     const std::optional<uint64_t> size = ReductionSize(model, weight);
+    if (group_size != -1 && !size.has_value() &&
+        plan->options.group_size_fallback != GroupSizeFallback::kError) {
+      return SeveralReductionAxes(model, *plan, weight,
+                                  {plan->options.mode, group_size}, "mode");
+    }
     if (group_size != -1 && size.has_value() &&
         *size % static_cast<uint64_t>(group_size) != 0) {
       if (plan->options.group_size_fallback == GroupSizeFallback::kIgnore) {
@@ -311,6 +348,7 @@ void AssignPrimary(const Model& model, Plan* plan) {
     kept.push_back(index);
   }
   plan->ratio_defining = std::move(kept);
+  return absl::OkStatus();
 }
 
 // What NNCF's numeric code refuses for a weight in its final configuration.
@@ -320,18 +358,12 @@ absl::Status CheckWeight(const Model& model, const Plan& plan,
   const Constant& constant = model.constants()[weight.constant];
   const ModeTraits& traits = ModeTraitsOf(weight.config->mode);
   const int64_t group_size = weight.config->group_size;
-  const std::string where = absl::StrCat(
-      "weight '", weight.name, "' of '", plan.graph.names[weight.layer], "' (",
-      model.layers()[weight.layer].type, ", ", ElementTypeName(constant.type),
-      "[", absl::StrJoin(constant.shape, ","), "])");
+  const std::string where = DescribeWeight(model, plan, weight);
   if (group_size != -1) {
     if (weight.reduction_axes.size() != 1) {
-      return absl::InvalidArgumentError(absl::StrCat(
-          where, " has ", weight.reduction_axes.size(),
-          " reduction axes, but mode ", traits.name, " with group size ",
-          group_size,
-          " needs exactly one; ignore this layer or choose another ",
-          weight.ratio_defining ? "mode" : "backup mode"));
+      return SeveralReductionAxes(
+          model, plan, weight, *weight.config,
+          weight.ratio_defining ? "mode" : "backup mode");
     }
     const uint64_t size = *ReductionSize(model, weight);
     if (size % static_cast<uint64_t>(group_size) != 0) {
@@ -475,7 +507,7 @@ absl::StatusOr<Plan> MakePlan(const Model& model,
   bool last_skipped = false;
   OVPRESS_RETURN_IF_ERROR(SelectWeights(model, &plan, &last_skipped));
   SelectRatioDefining(last_skipped, &plan);
-  AssignPrimary(model, &plan);
+  OVPRESS_RETURN_IF_ERROR(AssignPrimary(model, &plan));
   plan.needs_scores = plan.ratio < 1 && !plan.ratio_defining.empty();
   if (plan.needs_scores) {
     for (const size_t index : plan.ratio_defining) {

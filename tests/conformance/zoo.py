@@ -235,6 +235,18 @@ def grouped_matmul():
 
 
 @zoo("core")
+def grouped_matmul_reshaped():
+    """Two reduction axes on a weight that may be primary: a fallback cannot
+    ask for its channel size."""
+    b = Builder("grouped_matmul_reshaped")
+    x = b.param([2, 4, 64])
+    shape = op.constant(np.array([2, 64, 64], np.int64), name="shape")
+    y = op17.grouped_matmul(x, op.reshape(b.const([2, 64, 2, 32], "experts"), shape, False, name="reshape"), name="gmm")
+    y = op.matmul(y, b.const([64, 64], "w0"), False, True, name="mm0")
+    return b.model([op.matmul(y, b.const([64, 64], "w1"), False, True, name="mm1")], [x])
+
+
+@zoo("core")
 def odd_sizes():
     """Sizes that no group size divides, odd counts of 4-bit elements."""
     b = Builder("odd_sizes")
@@ -611,6 +623,15 @@ def names_like_generated():
 
 
 @zoo("core")
+def unprintable_names():
+    """The rt_info of an ignored scope holds them as Python's repr() does."""
+    b = Builder("unprintable_names")
+    x = b.param([2, 64])
+    y = b.linear(x, 64, 64, "zero\u200bwidth\ufeff")
+    return b.model([b.linear(b.linear(y, 64, 64, "Ünï 日本"), 64, 64, "no-break\u00a0space\u2028")], [x])
+
+
+@zoo("core")
 def names_of_ours():
     """Names that a compressed weight would get are taken."""
     b = Builder("names_of_ours")
@@ -760,6 +781,26 @@ def convolutions():
     shape = op.constant(np.array([10, 10], np.int64), name="backprop.shape")
     y = op.convolution_backprop_data(y, b.const([64, 16, 3, 3], "backprop.w"), ONES, shape, [1, 1], [1, 1], ONES, name="backprop")
     return b.model([op.convolution(y, b.const([8, 16, 1, 1], "last.w"), ONES, ZEROS, ZEROS, ONES, name="last")], [x])
+
+
+def _flat_convolution(name, shape):
+    """The constant behind the Reshape has not the rank of a kernel."""
+    b = Builder(name)
+    x = b.param([1, 8, 4, 4])
+    kernel = op.constant(np.array([8, 8, 3, 3], np.int64), name="kernel")
+    w = op.reshape(b.const(shape, "w"), kernel, False, name="w/reshape")
+    y = op.convolution(x, w, [1, 1], [1, 1], [1, 1], [1, 1], name="conv")
+    return b.model([op.matmul(y, b.const([4, 4], "mm.w"), False, True, name="mm")], [x])
+
+
+@zoo("core")
+def convolution_of_vector():
+    return _flat_convolution("convolution_of_vector", [576])
+
+
+@zoo("core")
+def convolution_of_matrix():
+    return _flat_convolution("convolution_of_matrix", [8, 72])
 
 
 @zoo("core")

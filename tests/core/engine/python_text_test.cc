@@ -41,6 +41,17 @@ TEST(PythonString, ChoosesQuotesAndEscapes) {
   EXPECT_EQ(PythonString(absl::string_view("\x01\x7f", 2)), "'\\x01\\x7f'");
 }
 
+TEST(PythonString, EscapesWhatDoesNotPrint) {
+  EXPECT_EQ(PythonString("Ünï 日本 😀"), "'Ünï 日本 😀'");
+  EXPECT_EQ(PythonString("a\u200bb"), "'a\\u200bb'");
+  EXPECT_EQ(PythonString("a\u00a0b\u00ad"), "'a\\xa0b\\xad'");
+  EXPECT_EQ(PythonString("\u2028\ufeff\ue000"), "'\\u2028\\ufeff\\ue000'");
+  EXPECT_EQ(PythonString("\U000e0001"), "'\\U000e0001'");
+  // No UTF-8: as it is.
+  EXPECT_EQ(PythonString("\xc3"), "'\xc3'");
+  EXPECT_EQ(PythonString("\xe6\x97"), "'\xe6\x97'");
+}
+
 TEST(PythonList, JoinsReprs) {
   EXPECT_EQ(PythonList({}), "[]");
   EXPECT_EQ(PythonList({"a", "b'"}), "['a', \"b'\"]");
