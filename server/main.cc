@@ -19,10 +19,10 @@
 #include "server/access_flags.h"
 #include "server/blob_store_flags.h"
 #include "proto/keepalive.h"
+#include "server/cluster_flags.h"
 #include "server/jobs/compression_runner.h"
 #include "server/jobs/fair_executor.h"
 #include "server/jobs/job_manager.h"
-#include "server/jobs/sqlite_job_store.h"
 #include "server/rpc/http_server.h"
 #include "server/rpc/log.h"
 #include "server/rpc/metrics.h"
@@ -54,6 +54,7 @@ struct ServerFlags {
   // 0: connections may stay for ever.
   double max_connection_age_seconds = 0;
   double max_connection_age_grace_seconds = 3600;
+  ClusterFlags cluster;
 };
 
 // A duration flag, in seconds.
@@ -170,7 +171,11 @@ void RegisterFlags(CLI::App* app, ServerFlags* flags) {
              "Longest that a client may ask for");
   AddSeconds(app, "--sweep-interval", &jobs.sweep_interval,
              "Between two clean-ups");
+  AddSeconds(app, "--lease", &jobs.lease,
+             "On a shared queue: a server that was not heard of for so long "
+             "has lost its jobs to others");
   flags->access.Register(app);
+  flags->cluster.Register(app);
   flags->blobs.Register(app);
 }
 
@@ -246,30 +251,32 @@ absl::Status Serve(const ServerFlags& flags) {
   spdlog::info("access: {}", access->Summary());
   std::error_code error;
   std::filesystem::create_directories(flags.data_dir, error);
+  OVPRESS_ASSIGN_OR_RETURN(const Queue queue,
+                           OpenQueue(flags.cluster, flags.data_dir, &clock));
+  spdlog::info("queue {}", queue.description);
   OVPRESS_ASSIGN_OR_RETURN(
       const Blobs blob_store,
       OpenBlobs(flags.blobs, {.data_dir = flags.data_dir,
                               .limits = flags.store,
+                              .pool = queue.pool.get(),
                               .clock = &clock,
                               .observer = metrics.get(),
                               .quotas = access->control()}));
   BlobStore* const blobs = blob_store.store.get();
   spdlog::info("store {}", blob_store.description);
-  OVPRESS_ASSIGN_OR_RETURN(
-      const std::unique_ptr<JobStore> store,
-      OpenSqliteJobStore({.path = flags.data_dir + "/jobs.sqlite"}));
   const std::unique_ptr<FairExecutor> executor =
       FairExecutor::Create({.threads = flags.jobs.threads});
   const std::unique_ptr<JobRunner> runner = MakeCompressionRunner(flags.jobs);
   OVPRESS_ASSIGN_OR_RETURN(const std::unique_ptr<JobManager> manager,
                            JobManager::Create({.limits = flags.jobs,
-                                               .jobs = store.get(),
+                                               .jobs = queue.store.get(),
                                                .blobs = blobs,
                                                .runner = runner.get(),
                                                .executor = executor.get(),
                                                .clock = &clock,
                                                .observer = metrics.get(),
-                                               .quotas = access->control()}));
+                                               .quotas = access->control(),
+                                               .server_id = queue.server_id}));
 
   grpc::EnableDefaultHealthCheckService(true);
   grpc::reflection::InitProtoReflectionServerBuilderPlugin();
@@ -316,6 +323,7 @@ absl::Status Serve(const ServerFlags& flags) {
           {{"/metrics",
             [&] {
               return HttpPage{.text = metrics->Page(manager.get(), blobs) +
+                                      queue.MetricsText() +
                                       blob_store.MetricsText()};
             }},
            {"/healthz", [] { return HttpPage{.text = "ok\n"}; }},

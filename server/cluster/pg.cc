@@ -286,6 +286,19 @@ absl::Status PgCheckConninfo(const std::string& conninfo) {
       "user=...\", with special characters of a URI as %XX");
 }
 
+bool PgHasPassword(const std::string& conninfo) {
+  const ConninfoOptions options = Parse(conninfo);
+  for (const PQconninfoOption* option = options.get();
+       option != nullptr && option->keyword != nullptr; ++option) {
+    const absl::string_view keyword = option->keyword;
+    if ((keyword == "password" || keyword == "sslpassword") &&
+        option->val != nullptr) {
+      return true;
+    }
+  }
+  return false;
+}
+
 std::string PgDescribe(const std::string& conninfo) {
   const ConninfoOptions options = Parse(conninfo);
   std::string text;

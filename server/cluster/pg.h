@@ -115,6 +115,8 @@ struct PgOptions {
 
 // kInvalidArgument if libpq cannot read it; the message quotes nothing of it.
 absl::Status PgCheckConninfo(const std::string& conninfo);
+// Whether it holds a password (and not only libpq's environment).
+bool PgHasPassword(const std::string& conninfo);
 // "host=db port=5432 dbname=ovpress user=x": for logs; no password.
 std::string PgDescribe(const std::string& conninfo);
 

@@ -75,6 +75,21 @@ struct JobResult {
   friend bool operator==(const JobResult&, const JobResult&) = default;
 };
 
+// From the runner. Stored now and then for watchers on other servers.
+struct JobProgress {
+  std::string phase;  // PhaseName(): "planning", "scoring" ...
+  // How long the phase had run when this was reported. A span, not a time:
+  // servers' clocks differ.
+  absl::Duration phase_elapsed = absl::ZeroDuration();
+  uint64_t bytes_done = 0;
+  uint64_t bytes_total = 0;
+  uint64_t weights_done = 0;
+  uint64_t weights_total = 0;
+  std::vector<std::string> warnings;
+
+  friend bool operator==(const JobProgress&, const JobProgress&) = default;
+};
+
 // Which server holds a running job. The token grows with each claim; whoever
 // comes with an older one has lost the job and can publish nothing.
 struct Lease {
@@ -91,7 +106,7 @@ struct JobRecord {
   std::string cache_key;  // SHA-256, hexadecimal
   JobState state = JobState::kQueued;
   bool cancel_requested = false;
-  int attempt = 0;  // starts so far
+  int attempt = 0;  // starts so far, without those that were handed back
   absl::Time created = absl::InfinitePast();
   absl::Time started = absl::InfinitePast();    // InfinitePast: not yet
   absl::Time finished = absl::InfinitePast();   // InfinitePast: not yet
@@ -102,16 +117,7 @@ struct JobRecord {
   absl::Status error;       // kFailed, kCancelled
   JobResult result;         // kSucceeded
   Lease lease;
-};
-
-// From the runner; never stored.
-struct JobProgress {
-  std::string phase;  // PhaseName(): "planning", "scoring" ...
-  uint64_t bytes_done = 0;
-  uint64_t bytes_total = 0;
-  uint64_t weights_done = 0;
-  uint64_t weights_total = 0;
-  std::vector<std::string> warnings;
+  JobProgress progress;  // kRunning: as of the last Renew that told it
 };
 
 // What a client sees.

@@ -44,10 +44,36 @@ absl::Status NoSuchJob(absl::string_view id) {
 // Why a running job was told to stop.
 enum class StopReason { kNone, kCancelled, kDeadline, kLeaseLost, kShutdown };
 
+// Jobs of a shared store are looked after this often, so that a cancel from
+// another server is seen within a second.
+constexpr absl::Duration kSharedRenewal = absl::Seconds(1);
+// How often a server with free places looks for jobs without being told.
+constexpr std::chrono::milliseconds kSharedLook{1000};
+// Pauses between looks however much other servers have to tell.
+constexpr std::chrono::milliseconds kLeastTickPause{20};
+// Places in line may be so old: working them out reads the whole line.
+constexpr std::chrono::milliseconds kPositionsAge{1000};
+// Per owner and priority, see JobStore::GetLine(); and how many of the best to
+// offer for a claim. Both bound what several servers that look at the same
+// moment can take side by side.
+constexpr int kLookPerRank = 16;
+constexpr size_t kOffered = 16;
+// A store of blobs that is being restarted is waited for: pauses double from
+// half a second to eight, half a minute in all.
+constexpr int kUnavailableRuns = 7;
+
+// How long the end of a job waits for a shared database.
+constexpr absl::Duration kSharedStoreWait = absl::Minutes(10);
+
 struct Running {
   JobRecord job;
+  absl::Time begun;
   absl::Time deadline;
+  // Of the service thread alone. The steady clock, too: a system clock set
+  // back by minutes must not cost the lease.
   absl::Time renewed;
+  std::chrono::steady_clock::time_point renewed_steady;
+  JobProgress told;
   std::atomic<bool> stop{false};
   std::thread thread;
   // Guarded by the manager's mutex.
@@ -73,14 +99,17 @@ struct Watcher {
 class Manager final : public JobManager {
  public:
   explicit Manager(JobManagerOptions options)
-      : options_(std::move(options)), limits_(options_.limits) {}
+      : options_(std::move(options)),
+        limits_(options_.limits),
+        shared_(options_.jobs->shared()) {}
 
   ~Manager() override {
     Drain(absl::ZeroDuration());
+    options_.jobs->OnChange(nullptr);
     {
       MutexLock lock(&mutex_);
       exiting_ = true;
-      wake_.SignalAll();
+      WakeLocked();
     }
     if (service_.joinable()) service_.join();
   }
@@ -92,10 +121,12 @@ class Manager final : public JobManager {
       if (options_.observer) options_.observer->OnJobRequeued(job);
       Log(Observer::Severity::kInfo, job.id, "was running; queued again");
     }
-    OVPRESS_ASSIGN_OR_RETURN(const std::vector<JobRecord> holders,
-                             options_.jobs->ListHolders());
+    std::vector<JobRecord> holders;
+    if (!shared_) {
+      OVPRESS_ASSIGN_OR_RETURN(holders, options_.jobs->ListHolders());
+    }
     for (const JobRecord& job : holders) {
-      auto pin = options_.blobs->Pin(job.spec.owner, BlobsOf(job));
+      auto pin = options_.blobs->Pin(job.spec.owner, BlobsHeldBy(job));
       if (!pin.ok()) {
         Log(Observer::Severity::kWarning, job.id, pin.status().message());
         continue;
@@ -103,6 +134,11 @@ class Manager final : public JobManager {
       MutexLock lock(&mutex_);
       pins_[job.id].push_back(*std::move(pin));
     }
+    options_.jobs->OnChange([this] {
+      MutexLock lock(&mutex_);
+      WakeLocked();
+      ChangedLocked();
+    });
     service_ = std::thread([this] { Serve(); });
     return absl::OkStatus();
   }
@@ -151,9 +187,8 @@ class Manager final : public JobManager {
   absl::Status Cancel(const Owner& owner, absl::string_view id) override {
     OVPRESS_ASSIGN_OR_RETURN(JobRecord job, Find(owner, id));
     const bool was_queued = job.state == JobState::kQueued;
-    const absl::Time now = Now();
-    OVPRESS_ASSIGN_OR_RETURN(
-        job, options_.jobs->RequestCancel(id, now, now + Ttl(job.spec)));
+    OVPRESS_ASSIGN_OR_RETURN(job,
+                             options_.jobs->RequestCancel(id, Ttl(job.spec)));
     if (was_queued && job.state == JobState::kCancelled) {
       if (options_.observer) {
         options_.observer->OnJobFinished(job, absl::ZeroDuration());
@@ -162,8 +197,8 @@ class Manager final : public JobManager {
     }
     MutexLock lock(&mutex_);
     StopLocked(std::string(id), StopReason::kCancelled);
-    wake_.SignalAll();
-    changed_.SignalAll();
+    WakeLocked();
+    ChangedLocked();
     return absl::OkStatus();
   }
 
@@ -182,15 +217,23 @@ class Manager final : public JobManager {
                                absl::Duration timeout) override {
     const auto until = After(timeout);
     while (true) {
+      uint64_t seen;
+      {
+        MutexLock lock(&mutex_);
+        seen = changes_;
+      }
       OVPRESS_ASSIGN_OR_RETURN(JobView view, Get(owner, id));
       if (IsFinal(view.record.state) ||
           std::chrono::steady_clock::now() >= until) {
         return view;
       }
       MutexLock lock(&mutex_);
-      // Another server may end the job: look again now and then.
-      changed_.WaitUntil(&mutex_,
-                         std::min(until, After(absl::Milliseconds(200))));
+      // Another server may end the job: look again now and then. It says so if
+      // the queue is shared.
+      if (changes_ != seen) continue;
+      changed_.WaitUntil(
+          &mutex_, std::min(until, After(shared_ ? absl::Seconds(1)
+                                                 : absl::Milliseconds(200))));
     }
   }
 
@@ -220,6 +263,7 @@ class Manager final : public JobManager {
           static_cast<int>(at_start - std::min(at_start, running_.size()));
       report.requeued = static_cast<int>(running_.size());
       stop_streams_ = true;
+      stopping_ = true;
       for (auto& [id, running] : running_) {
         StopLocked(id, StopReason::kShutdown);
       }
@@ -269,13 +313,6 @@ class Manager final : public JobManager {
     if (options_.observer) options_.observer->OnLog(severity, id, message);
   }
 
-  static std::vector<BlobRef> BlobsOf(const JobRecord& job) {
-    if (job.state == JobState::kSucceeded) {
-      return {job.result.xml, job.result.bin, job.result.report};
-    }
-    return {job.spec.xml, job.spec.bin};
-  }
-
   absl::StatusOr<JobRecord> Find(const Owner& owner, absl::string_view id) {
     absl::StatusOr<JobRecord> job = options_.jobs->Get(id);
     if (absl::IsNotFound(job.status()) ||
@@ -294,10 +331,8 @@ class Manager final : public JobManager {
 
    private:
     Manager* const manager_;
-    bool known_ = false;
-    std::map<std::string, int> by_id_;
+    std::shared_ptr<const std::map<std::string, int>> by_id_;
   };
-  absl::StatusOr<std::vector<WaitingJob>> Waiting(absl::Time now);
   absl::StatusOr<JobView> View(JobRecord job);
   absl::StatusOr<JobView> View(JobRecord job, Positions* positions);
   absl::Status CheckSpec(const JobSpec& spec) const;
@@ -327,27 +362,57 @@ class Manager final : public JobManager {
     it->second->stop = true;
   }
 
+  void ChangedLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    ++changes_;
+    changed_.SignalAll();
+  }
+
+  void WakeLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    wanted_ = true;
+    wake_.SignalAll();
+  }
+
   void Serve() {
+    bool wanted = true;
     while (true) {
-      Tick();
+      const auto start = std::chrono::steady_clock::now();
+      const bool look = !shared_ || wanted || start - looked_ >= kSharedLook;
+      if (look) looked_ = start;
+      RunTick(look);
       MutexLock lock(&mutex_);
+      const auto until =
+          After(std::min(limits_.tick_interval, absl::Seconds(1)));
+      while (!exiting_ && !wanted_ && wake_.WaitUntil(&mutex_, until)) {
+      }
+      // Others may have much to tell.
+      const auto pause = start + kLeastTickPause;
+      while (shared_ && !exiting_ && std::chrono::steady_clock::now() < pause) {
+        wake_.WaitUntil(&mutex_, pause);
+      }
       if (exiting_) return;
-      wake_.WaitUntil(&mutex_,
-                      After(std::min(limits_.tick_interval, absl::Seconds(1))));
+      wanted = std::exchange(wanted_, false);
     }
   }
 
+  // `look`: for jobs to start.
+  void RunTick(bool look);
   void Reap();
   void CheckRunning(absl::Time now);
-  void StartJobs(absl::Time now);
-  void StartJob(const JobRecord& waiting, absl::Time now);
+  void StartJobs();
+  void StartJob(JobRecord claimed);
+  // What RunJob does once; kUnavailable if it may be tried again.
+  absl::StatusOr<RunOutput> RunOnce(const std::shared_ptr<Running>& running);
   void RunJob(const std::shared_ptr<Running>& running);
   void EndJob(Running& running, absl::StatusOr<RunOutput> output);
+  absl::Status StoreEnd(const JobRecord& job, const JobOutcome& outcome);
   void TellWatchers(absl::Time now);
 
   const JobManagerOptions options_;
   const JobLimits limits_;
+  const bool shared_;
   std::thread service_;
+  // Of the service thread alone.
+  std::chrono::steady_clock::time_point looked_;
   Mutex ticking_;    // one Tick at a time
   Mutex admitting_;  // one job at a time, once its estimate is known
   absl::Time last_sweep_ ABSL_GUARDED_BY(ticking_) = absl::InfinitePast();
@@ -362,12 +427,16 @@ class Manager final : public JobManager {
       ABSL_GUARDED_BY(mutex_);
   std::map<std::string, std::unique_ptr<SpaceReservation>> spaces_
       ABSL_GUARDED_BY(mutex_);
-  std::map<std::string, OwnerUse> owners_ ABSL_GUARDED_BY(mutex_);
   std::list<std::shared_ptr<Watcher>> watchers_ ABSL_GUARDED_BY(mutex_);
-  int64_t starts_ ABSL_GUARDED_BY(mutex_) = 0;
+  std::shared_ptr<const std::map<std::string, int>> positions_
+      ABSL_GUARDED_BY(mutex_);
+  std::chrono::steady_clock::time_point positions_made_ ABSL_GUARDED_BY(mutex_);
+  uint64_t changes_ ABSL_GUARDED_BY(mutex_) = 0;  // calls of ChangedLocked
+  bool wanted_ ABSL_GUARDED_BY(mutex_) = false;
   uint64_t reserved_memory_ ABSL_GUARDED_BY(mutex_) = 0;
   int streams_ ABSL_GUARDED_BY(mutex_) = 0;
   bool draining_ ABSL_GUARDED_BY(mutex_) = false;
+  bool stopping_ ABSL_GUARDED_BY(mutex_) = false;  // the time to drain is over
   bool exiting_ ABSL_GUARDED_BY(mutex_) = false;
   std::atomic<bool> stop_streams_{false};
 };
@@ -465,25 +534,21 @@ absl::StatusOr<JobView> Manager::SubmitChecked(const JobSpec& spec,
   const BlobRef inputs[] = {spec.xml, spec.bin};
   OVPRESS_ASSIGN_OR_RETURN(std::unique_ptr<BlobPin> pin,
                            options_.blobs->Pin(spec.owner, inputs));
-  const absl::Time now = Now();
   JobRecord job;
   job.id = RandomJobId();
   job.spec = spec;
-  job.created = now;
   job.cache_key = ResultCacheKey(spec, options_.runner->engine_version());
   if (!spec.ignore_result_cache) {
     OVPRESS_ASSIGN_OR_RETURN(
         const std::optional<JobRecord> earlier,
-        options_.jobs->FindResult(spec.owner, job.cache_key, now));
+        options_.jobs->FindResult(spec.owner, job.cache_key));
     if (earlier.has_value()) {
-      auto outputs = options_.blobs->Pin(spec.owner, BlobsOf(*earlier));
+      auto outputs = options_.blobs->Pin(spec.owner, BlobsHeldBy(*earlier));
       if (outputs.ok()) {
         if (options_.observer) options_.observer->OnResultCache(true);
         job.state = JobState::kSucceeded;
         job.result = earlier->result;
         job.result.cache_hit = true;
-        job.started = job.finished = now;
-        job.expires = now + Ttl(spec);
         pin = *std::move(outputs);
       }
     }
@@ -533,19 +598,22 @@ absl::StatusOr<JobView> Manager::SubmitChecked(const JobSpec& spec,
     job.id.clear();
     return JobView{.record = std::move(job)};
   }
-  {
-    // Before the job can be seen and started.
+  if (!shared_) {
+    // Before the job can be seen and started. A shared store keeps the blobs,
+    // and whoever will run the job sets space aside then.
     MutexLock lock(&mutex_);
     pins_[job.id].push_back(std::move(pin));
     if (space != nullptr) spaces_[job.id] = std::move(space);
   }
-  absl::StatusOr<JobStore::Inserted> inserted = options_.jobs->Insert(job);
+  absl::StatusOr<JobStore::Inserted> inserted =
+      options_.jobs->Insert(job, Ttl(spec));
   if (!inserted.ok() || inserted->existed) {
     Release(job.id);
     OVPRESS_RETURN_IF_ERROR(inserted.status());
     return replay(std::move(inserted->job));
   }
   admitting.reset();
+  job = std::move(inserted->job);
   if (options_.observer) {
     options_.observer->OnJobSubmitted(job);
     if (IsFinal(job.state)) {
@@ -554,42 +622,37 @@ absl::StatusOr<JobView> Manager::SubmitChecked(const JobSpec& spec,
   }
   {
     MutexLock lock(&mutex_);
-    wake_.SignalAll();
+    positions_ = nullptr;
+    WakeLocked();
   }
   return View(std::move(job));
 }
 
 absl::StatusOr<int> Manager::Positions::Of(const std::string& id) {
-  if (!known_) {
-    OVPRESS_ASSIGN_OR_RETURN(const std::vector<WaitingJob> waiting,
-                             manager_->Waiting(manager_->Now()));
-    SchedulerState state;
-    {
-      MutexLock lock(&manager_->mutex_);
-      state.owners = manager_->owners_;
+  if (by_id_ == nullptr && manager_->shared_) {
+    MutexLock lock(&manager_->mutex_);
+    if (std::chrono::steady_clock::now() - manager_->positions_made_ <
+        kPositionsAge) {
+      by_id_ = manager_->positions_;
     }
+  }
+  if (by_id_ == nullptr) {
+    OVPRESS_ASSIGN_OR_RETURN(const JobStore::Line line,
+                             manager_->options_.jobs->GetLine(0));
+    const SchedulerState state{.owners = line.owners};
+    auto by_id = std::make_shared<std::map<std::string, int>>();
     int position = 0;
     for (const size_t index :
-         QueueOrder(waiting, state, manager_->Now(), manager_->limits_)) {
-      by_id_[waiting[index].id] = ++position;
+         QueueOrder(line.waiting, state, line.now, manager_->limits_)) {
+      (*by_id)[line.waiting[index].id] = ++position;
     }
-    known_ = true;
+    by_id_ = by_id;
+    MutexLock lock(&manager_->mutex_);
+    manager_->positions_ = by_id;
+    manager_->positions_made_ = std::chrono::steady_clock::now();
   }
-  const auto it = by_id_.find(id);
-  return it == by_id_.end() ? 0 : it->second;
-}
-
-absl::StatusOr<std::vector<WaitingJob>> Manager::Waiting(absl::Time now) {
-  OVPRESS_ASSIGN_OR_RETURN(
-      const std::vector<JobRecord> claimable,
-      options_.jobs->ListClaimable(now, limits_.max_queued));
-  std::vector<WaitingJob> waiting;
-  waiting.reserve(claimable.size());
-  for (const JobRecord& job : claimable) {
-    waiting.push_back({job.id, job.spec.owner, job.spec.priority,
-                       job.memory_bytes, job.created});
-  }
-  return waiting;
+  const auto it = by_id_->find(id);
+  return it == by_id_->end() ? 0 : it->second;
 }
 
 absl::StatusOr<JobView> Manager::View(JobRecord job) {
@@ -600,18 +663,22 @@ absl::StatusOr<JobView> Manager::View(JobRecord job) {
 absl::StatusOr<JobView> Manager::View(JobRecord job, Positions* positions) {
   JobView view;
   if (job.state == JobState::kRunning) {
-    MutexLock lock(&mutex_);
-    const auto it = running_.find(job.id);
-    if (it != running_.end()) {
-      view.progress = it->second->progress;
-      const absl::Duration spent = Now() - it->second->phase_start;
-      if (view.progress.bytes_total > 0 &&
-          view.progress.bytes_done * 20 >= view.progress.bytes_total) {
-        const double left = static_cast<double>(view.progress.bytes_total -
-                                                view.progress.bytes_done) /
-                            static_cast<double>(view.progress.bytes_done);
-        view.eta = spent * left;
+    view.progress = job.progress;  // if another server runs it
+    {
+      MutexLock lock(&mutex_);
+      const auto it = running_.find(job.id);
+      if (it != running_.end() &&
+          it->second->job.lease.fencing_token == job.lease.fencing_token) {
+        view.progress = it->second->progress;
+        view.progress.phase_elapsed = Now() - it->second->phase_start;
       }
+    }
+    if (view.progress.bytes_total > 0 && view.progress.bytes_done > 0 &&
+        view.progress.bytes_done * 20 >= view.progress.bytes_total) {
+      const double left = static_cast<double>(view.progress.bytes_total -
+                                              view.progress.bytes_done) /
+                          static_cast<double>(view.progress.bytes_done);
+      view.eta = view.progress.phase_elapsed * left;
     }
   } else if (job.state == JobState::kQueued) {
     OVPRESS_ASSIGN_OR_RETURN(view.queue_position, positions->Of(job.id));
@@ -622,16 +689,18 @@ absl::StatusOr<JobView> Manager::View(JobRecord job, Positions* positions) {
 
 // --- running ---
 
-void Manager::Tick() {
+void Manager::Tick() { RunTick(true); }
+
+void Manager::RunTick(bool look) {
   MutexLock ticking(&ticking_);
   const absl::Time now = Now();
   Reap();
   CheckRunning(now);
-  StartJobs(now);
+  if (look) StartJobs();
   TellWatchers(now);
   if (now - last_sweep_ < limits_.sweep_interval) return;
   last_sweep_ = now;
-  const auto expired = options_.jobs->DeleteExpired(now, 1000);
+  const auto expired = options_.jobs->DeleteExpired(1000);
   if (expired.ok()) {
     for (const JobRecord& job : *expired) {
       Release(job.id);
@@ -651,31 +720,53 @@ void Manager::Reap() {
 }
 
 void Manager::CheckRunning(absl::Time now) {
+  const auto steady = std::chrono::steady_clock::now();
+  const absl::Duration pause =
+      shared_ ? std::min(limits_.lease / 3, kSharedRenewal) : limits_.lease / 3;
   std::vector<std::shared_ptr<Running>> jobs;
+  std::vector<JobStore::Held> held;
   {
     MutexLock lock(&mutex_);
     for (const auto& [id, running] : running_) {
       if (now >= running->deadline) StopLocked(id, StopReason::kDeadline);
-      if (now - running->renewed >= limits_.lease / 3) {
-        running->renewed = now;
-        jobs.push_back(running);
-      }
+      const absl::Duration since =
+          std::max(now - running->renewed,
+                   absl::FromChrono(steady - running->renewed_steady));
+      // Others' watchers are told as often as ours.
+      const bool news = shared_ && running->progress != running->told;
+      if (since < pause && !(news && since >= limits_.watch_interval)) continue;
+      running->renewed = now;
+      running->renewed_steady = steady;
+      jobs.push_back(running);
+      held.push_back(
+          {.id = id, .fencing_token = running->job.lease.fencing_token});
+      if (!news) continue;
+      running->told = running->progress;
+      held.back().progress = running->progress;
+      held.back().progress->phase_elapsed = now - running->phase_start;
     }
   }
-  for (const auto& running : jobs) {
-    const auto renewed = options_.jobs->Renew(
-        running->job.id, running->job.lease.fencing_token, now + limits_.lease);
-    MutexLock lock(&mutex_);
-    if (absl::IsAborted(renewed.status()) ||
-        absl::IsNotFound(renewed.status())) {
-      StopLocked(running->job.id, StopReason::kLeaseLost);
-    } else if (renewed.ok() && renewed->cancel_requested) {
-      StopLocked(running->job.id, StopReason::kCancelled);
+  if (held.empty()) return;
+  const auto renewed = options_.jobs->Renew(held, limits_.lease);
+  if (!renewed.ok()) {
+    // The jobs go on. If the store is back before the leases end nothing was
+    // lost; if not, their ends will find out whether somebody took them.
+    Log(Observer::Severity::kWarning, "", renewed.status().message());
+    return;
+  }
+  MutexLock lock(&mutex_);
+  for (size_t i = 0; i < jobs.size(); ++i) {
+    const auto it = running_.find(held[i].id);
+    if (it == running_.end() || it->second != jobs[i]) continue;
+    if ((*renewed)[i].lost) {
+      StopLocked(held[i].id, StopReason::kLeaseLost);
+    } else if ((*renewed)[i].cancel_requested) {
+      StopLocked(held[i].id, StopReason::kCancelled);
     }
   }
 }
 
-void Manager::StartJobs(absl::Time now) {
+void Manager::StartJobs() {
   while (true) {
     SchedulerState state;
     {
@@ -686,78 +777,119 @@ void Manager::StartJobs(absl::Time now) {
       state.free_memory_bytes =
           limits_.total_memory_bytes -
           std::min(limits_.total_memory_bytes, reserved_memory_);
-      state.owners = owners_;
     }
+    const absl::StatusOr<JobStore::Line> line =
+        options_.jobs->GetLine(kLookPerRank);
+    if (!line.ok()) {
+      Log(Observer::Severity::kError, "", line.status().message());
+      return;
+    }
+    state.owners = line->owners;
     for (auto& [owner, use] : state.owners) {
       use.max_running = QuotaOf(owner).max_running;
     }
-    const auto waiting = Waiting(now);
-    if (!waiting.ok()) {
-      Log(Observer::Severity::kError, "", waiting.status().message());
+    JobStore::ClaimRequest request{.server_id = options_.server_id,
+                                   .lease = limits_.lease};
+    bool failed = false;
+    for (const size_t index :
+         PickNext(line->waiting, state, line->now, limits_, kOffered)) {
+      const WaitingJob& job = line->waiting[index];
+      if (job.attempt < limits_.max_attempts) {
+        // One whose lease ended while the database was away still runs here,
+        // and its token is good as long as nobody else takes it.
+        MutexLock lock(&mutex_);
+        if (running_.count(job.id) == 0) {
+          request.offers.push_back(
+              {job.id, state.owners[job.owner].max_running.value_or(
+                           limits_.max_running_per_owner)});
+        }
+        continue;
+      }
+      failed = true;
+      const absl::Status error = absl::InternalError(
+          absl::StrCat("the server stopped ", job.attempt,
+                       " times while it ran this job; the job may be the "
+                       "reason"));
+      Log(Observer::Severity::kError, job.id, error.message());
+      const absl::Status stored = options_.jobs->FailWaiting(
+          job.id, {.state = JobState::kFailed,
+                   .error = error,
+                   .ttl = limits_.default_result_ttl});
+      if (!stored.ok() && !absl::IsAborted(stored)) return;
+      Release(job.id);
+    }
+    if (request.offers.empty()) {
+      if (failed) continue;
       return;
     }
-    const std::optional<size_t> next = PickNext(*waiting, state, now, limits_);
-    if (!next.has_value()) return;
-    const auto job = options_.jobs->Get((*waiting)[*next].id);
-    if (!job.ok()) {
-      Log(Observer::Severity::kError, (*waiting)[*next].id,
-          job.status().message());
+    absl::StatusOr<std::optional<JobRecord>> claimed =
+        options_.jobs->Claim(request);
+    if (!claimed.ok()) {
+      Log(Observer::Severity::kError, "", claimed.status().message());
       return;
     }
-    StartJob(*job, now);
+    // Others were faster; they are told of what is left as we are.
+    if (!claimed->has_value()) return;
+    StartJob(**std::move(claimed));
   }
 }
 
-void Manager::StartJob(const JobRecord& waiting, absl::Time now) {
-  const auto fail = [&](absl::Status error) {
-    Log(Observer::Severity::kError, waiting.id, error.message());
-    options_.jobs
-        ->FailQueued(waiting.id, {.state = JobState::kFailed,
-                                  .error = std::move(error),
-                                  .finished = now,
-                                  .expires = now + Ttl(waiting.spec)})
-        .IgnoreError();
-    Release(waiting.id);
-  };
-  if (waiting.attempt >= limits_.max_attempts) {
-    return fail(absl::InternalError(absl::StrCat(
-        "the server stopped ", waiting.attempt,
-        " times while it ran this job; the job may be the reason")));
-  }
-  std::vector<std::unique_ptr<BlobPin>> pins;
-  const BlobRef inputs[] = {waiting.spec.xml, waiting.spec.bin};
-  auto pin = options_.blobs->Pin(waiting.spec.owner, inputs);
-  if (!pin.ok()) return fail(pin.status());
-  auto claimed = options_.jobs->Claim(waiting.id, options_.server_id, now,
-                                      now + limits_.lease);
-  if (!claimed.ok()) {
-    Log(Observer::Severity::kInfo, waiting.id, claimed.status().message());
-    return;
-  }
+void Manager::StartJob(JobRecord claimed) {
+  const absl::Time now = Now();
   auto running = std::make_shared<Running>();
-  running->job = *std::move(claimed);
-  const JobSpec& spec = running->job.spec;
+  running->job = std::move(claimed);
+  const JobRecord& job = running->job;
   running->deadline =
-      now + (spec.max_run_time == absl::ZeroDuration()
+      now + (job.spec.max_run_time == absl::ZeroDuration()
                  ? limits_.max_run_time
-                 : std::min(spec.max_run_time, limits_.max_run_time));
-  running->renewed = now;
+                 : std::min(job.spec.max_run_time, limits_.max_run_time));
+  running->begun = running->renewed = now;
+  running->renewed_steady = std::chrono::steady_clock::now();
   running->phase_start = now;
   if (options_.observer) {
-    options_.observer->OnJobStarted(running->job, now - waiting.created);
+    options_.observer->OnJobStarted(job, job.started - job.created);
   }
   MutexLock lock(&mutex_);
-  pins_[waiting.id].push_back(*std::move(pin));
-  reserved_memory_ += running->job.memory_bytes;
-  OwnerUse& use = owners_[spec.owner];
-  ++use.running;
-  use.last_start = ++starts_;
-  running_[waiting.id] = running;
+  if (job.cancel_requested) {
+    // Its server died before it saw that.
+    running->reason = StopReason::kCancelled;
+    running->stop = true;
+  }
+  positions_ = nullptr;
+  reserved_memory_ += job.memory_bytes;
+  running_[job.id] = running;
   running->thread = std::thread([this, running] { RunJob(running); });
 }
 
 void Manager::RunJob(const std::shared_ptr<Running>& running) {
   const JobRecord& job = running->job;
+  absl::StatusOr<RunOutput> output = RunOnce(running);
+  for (int run = 1; shared_ && run < kUnavailableRuns && !running->stop &&
+                    absl::IsUnavailable(output.status());
+       ++run) {
+    Log(Observer::Severity::kWarning, job.id, output.status().message());
+    const auto until = After(absl::Milliseconds(250) * (1 << std::min(run, 5)));
+    while (!running->stop && std::chrono::steady_clock::now() < until) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(50));
+    }
+    output = RunOnce(running);
+  }
+  EndJob(*running, std::move(output));
+  MutexLock lock(&mutex_);
+  reserved_memory_ -= job.memory_bytes;
+  ended_.push_back(std::move(running->thread));
+  running_.erase(job.id);
+  WakeLocked();
+  ChangedLocked();
+}
+
+absl::StatusOr<RunOutput> Manager::RunOnce(
+    const std::shared_ptr<Running>& running) {
+  const JobRecord& job = running->job;
+  if (running->stop) return absl::CancelledError("stopped before it began");
+  const BlobRef inputs[] = {job.spec.xml, job.spec.bin};
+  OVPRESS_ASSIGN_OR_RETURN(const std::unique_ptr<BlobPin> pin,
+                           options_.blobs->Pin(job.spec.owner, inputs));
   std::unique_ptr<SpaceReservation> space;
   {
     MutexLock lock(&mutex_);
@@ -766,50 +898,34 @@ void Manager::RunJob(const std::shared_ptr<Running>& running) {
       spaces_.erase(it);
     }
   }
-  absl::StatusOr<RunOutput> output = absl::UnknownError("did not run");
-  if (space == nullptr) {  // after a restart
-    auto reserved = options_.blobs->Reserve(job.spec.owner, job.disk_bytes);
-    if (reserved.ok()) {
-      space = *std::move(reserved);
-    } else {
-      output = reserved.status();
-    }
+  if (space == nullptr) {  // after a restart, or submitted elsewhere
+    OVPRESS_ASSIGN_OR_RETURN(
+        space, options_.blobs->Reserve(job.spec.owner, job.disk_bytes));
   }
-  if (space != nullptr) {
-    const std::unique_ptr<Executor> view =
-        options_.executor->MakeView(WeightOfPriority(job.spec.priority));
-    RunContext context;
-    context.executor = view.get();
-    context.blobs = options_.blobs;
-    context.space = space.get();
-    context.memory_budget_bytes = job.spec.memory_budget_bytes != 0
-                                      ? job.spec.memory_budget_bytes
-                                      : limits_.default_job_memory_bytes;
-    context.stop = &running->stop;
-    context.progress = [this, &running](const JobProgress& progress) {
-      MutexLock lock(&mutex_);
-      if (progress.phase != running->phase) {
-        const absl::Time now = Now();
-        if (options_.observer && !running->phase.empty()) {
-          options_.observer->OnPhaseDone(running->job, running->phase,
-                                         now - running->phase_start);
-        }
-        running->phase = progress.phase;
-        running->phase_start = now;
+  const std::unique_ptr<Executor> view =
+      options_.executor->MakeView(WeightOfPriority(job.spec.priority));
+  RunContext context;
+  context.executor = view.get();
+  context.blobs = options_.blobs;
+  context.space = space.get();
+  context.memory_budget_bytes = job.spec.memory_budget_bytes != 0
+                                    ? job.spec.memory_budget_bytes
+                                    : limits_.default_job_memory_bytes;
+  context.stop = &running->stop;
+  context.progress = [this, &running](const JobProgress& progress) {
+    MutexLock lock(&mutex_);
+    if (progress.phase != running->phase) {
+      const absl::Time now = Now();
+      if (options_.observer && !running->phase.empty()) {
+        options_.observer->OnPhaseDone(running->job, running->phase,
+                                       now - running->phase_start);
       }
-      running->progress = progress;
-    };
-    output = options_.runner->Run(job.spec, context);
-  }
-  space.reset();
-  EndJob(*running, std::move(output));
-  MutexLock lock(&mutex_);
-  reserved_memory_ -= job.memory_bytes;
-  --owners_[job.spec.owner].running;
-  ended_.push_back(std::move(running->thread));
-  running_.erase(job.id);
-  wake_.SignalAll();
-  changed_.SignalAll();
+      running->phase = progress.phase;
+      running->phase_start = now;
+    }
+    running->progress = progress;
+  };
+  return options_.runner->Run(job.spec, context);
 }
 
 void Manager::EndJob(Running& running, absl::StatusOr<RunOutput> output) {
@@ -819,8 +935,7 @@ void Manager::EndJob(Running& running, absl::StatusOr<RunOutput> output) {
     MutexLock lock(&mutex_);
     reason = running.reason;
   }
-  const absl::Time now = Now();
-  JobOutcome outcome{.finished = now, .expires = now + Ttl(job.spec)};
+  JobOutcome outcome{.ttl = Ttl(job.spec)};
   if (output.ok()) {
     outcome.state = JobState::kSucceeded;
     outcome.result = std::move(output->result);
@@ -841,9 +956,12 @@ void Manager::EndJob(Running& running, absl::StatusOr<RunOutput> output) {
     outcome.error = absl::CancelledError("cancelled by request");
   } else if (reason == StopReason::kDeadline &&
              absl::IsCancelled(output.status())) {
-    outcome.error = absl::DeadlineExceededError(
-        absl::StrCat("the job ran longer than its max_run_time, ",
-                     absl::FormatDuration(running.deadline - job.started)));
+    outcome.error = absl::DeadlineExceededError(absl::StrCat(
+        "the job ran longer than its max_run_time, ",
+        absl::FormatDuration(
+            job.spec.max_run_time == absl::ZeroDuration()
+                ? limits_.max_run_time
+                : std::min(job.spec.max_run_time, limits_.max_run_time))));
   } else {
     outcome.error = output.status();
   }
@@ -855,29 +973,51 @@ void Manager::EndJob(Running& running, absl::StatusOr<RunOutput> output) {
     pins_.erase(job.id);
     if (output.ok()) pins_[job.id] = std::move(output->pins);
   }
-  absl::Status stored;
-  for (int attempt = 0; attempt < 10; ++attempt) {
-    stored = options_.jobs->Finish(job.id, job.lease.fencing_token, outcome);
-    if (!absl::IsUnavailable(stored) && !absl::IsResourceExhausted(stored)) {
-      break;
-    }
-    std::this_thread::sleep_for(std::chrono::milliseconds(200));
-  }
+  const absl::Status stored = StoreEnd(job, outcome);
   if (!stored.ok()) {
+    // What it made is dropped: whoever runs the job next makes it again.
+    {
+      MutexLock lock(&mutex_);
+      std::swap(pins_[job.id], inputs);
+    }
     Log(Observer::Severity::kError, job.id,
         absl::StrCat("the end could not be stored: ", stored.message()));
+    if (shared_) Release(job.id);
     return;
   }
+  // From here on a shared store keeps the result.
+  if (shared_) Release(job.id);
   JobRecord ended = job;
   ended.state = outcome.state;
   ended.error = outcome.error;
   ended.result = outcome.result;
-  ended.finished = outcome.finished;
-  if (options_.observer)
-    options_.observer->OnJobFinished(ended, now - job.started);
+  if (options_.observer) {
+    options_.observer->OnJobFinished(ended, Now() - running.begun);
+  }
   Log(outcome.state == JobState::kFailed ? Observer::Severity::kWarning
                                          : Observer::Severity::kInfo,
       job.id, outcome.error.ok() ? "done" : outcome.error.message());
+}
+
+absl::Status Manager::StoreEnd(const JobRecord& job,
+                               const JobOutcome& outcome) {
+  // A full disk or a busy file seldom mends itself: two seconds. A shared
+  // database that is restarted comes back, and as long as it is away nobody
+  // else can take the job: the work of hours is worth the wait.
+  const auto until = After(shared_ ? kSharedStoreWait : absl::Seconds(2));
+  while (true) {
+    const absl::Status stored =
+        options_.jobs->Finish(job.id, job.lease.fencing_token, outcome);
+    if (!absl::IsUnavailable(stored) && !absl::IsResourceExhausted(stored)) {
+      return stored;
+    }
+    if (std::chrono::steady_clock::now() >= until) return stored;
+    {
+      MutexLock lock(&mutex_);
+      if (stopping_) return stored;
+    }
+    std::this_thread::sleep_for(std::chrono::milliseconds(200));
+  }
 }
 
 // --- watching ---
@@ -909,7 +1049,7 @@ absl::StatusOr<std::unique_ptr<Watch>> Manager::Subscribe(
   watcher->callback = std::move(callback);
   MutexLock lock(&mutex_);
   watchers_.push_back(watcher);
-  wake_.SignalAll();
+  WakeLocked();
   return std::make_unique<WatchImpl>(this, watcher);
 }
 
@@ -919,15 +1059,31 @@ void Manager::TellWatchers(absl::Time now) {
     MutexLock lock(&mutex_);
     watchers.assign(watchers_.begin(), watchers_.end());
   }
+  std::vector<std::string> ids;
+  for (const auto& watcher : watchers) {
+    if (!watcher->finished) ids.push_back(watcher->id);
+  }
+  std::sort(ids.begin(), ids.end());
+  ids.erase(std::unique(ids.begin(), ids.end()), ids.end());
+  if (ids.empty()) return;
+  auto stored = options_.jobs->GetAll(ids);
+  // Nothing is known now: the watchers wait with us.
+  if (absl::IsUnavailable(stored.status())) return;
+  std::map<std::string, JobRecord> jobs;
+  if (stored.ok()) {
+    for (JobRecord& job : *stored) {
+      std::string id = job.id;
+      jobs[std::move(id)] = std::move(job);
+    }
+  }
   Positions positions(this);
   for (const auto& watcher : watchers) {
     if (watcher->finished) continue;
-    absl::StatusOr<JobView> view = absl::UnknownError("not looked up");
-    if (absl::StatusOr<JobRecord> job = Find(std::nullopt, watcher->id);
-        job.ok()) {
-      view = View(*std::move(job), &positions);
-    } else {
-      view = job.status();
+    absl::StatusOr<JobView> view = NoSuchJob(watcher->id);
+    if (!stored.ok()) view = stored.status();
+    if (const auto it = jobs.find(watcher->id); it != jobs.end()) {
+      view = View(it->second, &positions);
+      if (absl::IsUnavailable(view.status())) return;
     }
     const bool final = !view.ok() || IsFinal(view->record.state);
     std::string seen = "gone";
@@ -959,7 +1115,7 @@ class Manager::Slot final : public StreamSlot {
     --manager_->streams_;
     manager_->reserved_memory_ -= memory_;
     manager_->changed_.SignalAll();
-    manager_->wake_.SignalAll();
+    manager_->WakeLocked();
   }
   Executor* executor() override { return executor_.get(); }
   const std::atomic<bool>* stop() const override {

@@ -41,8 +41,9 @@ struct JobManagerOptions {
   Clock* clock = nullptr;
   Observer* observer = nullptr;
   const QuotaSource* quotas = nullptr;  // owners whose limits differ
-  // Names this server in leases. The same after a restart, so that it takes its
-  // own jobs back at once instead of waiting for the lease to end.
+  // Names this server in leases; no other server on the same queue may have
+  // it. The same after a restart, so that it takes its own jobs back at once
+  // instead of waiting for the lease to end.
   std::string server_id = "local";
 };
 

@@ -69,24 +69,31 @@ std::vector<size_t> QueueOrder(const std::vector<WaitingJob>& waiting,
   return order;
 }
 
-std::optional<size_t> PickNext(const std::vector<WaitingJob>& waiting,
-                               const SchedulerState& state, absl::Time now,
-                               const JobLimits& limits) {
-  if (state.running >= limits.max_running) return std::nullopt;
+std::vector<size_t> PickNext(const std::vector<WaitingJob>& waiting,
+                             const SchedulerState& state, absl::Time now,
+                             const JobLimits& limits, size_t limit) {
+  std::vector<size_t> picked;
+  if (state.running >= limits.max_running) return picked;
   for (const size_t index : QueueOrder(waiting, state, now, limits)) {
+    if (picked.size() == limit) break;
     const WaitingJob& job = waiting[index];
+    // It can never run here; a server with more memory will take it.
+    if (job.memory_bytes > limits.total_memory_bytes) continue;
     const auto owner = state.owners.find(job.owner);
     if (owner != state.owners.end()) {
       const int most =
           owner->second.max_running.value_or(limits.max_running_per_owner);
       if (most > 0 && owner->second.running >= most) continue;
     }
-    if (job.memory_bytes <= state.free_memory_bytes) return index;
+    if (job.memory_bytes <= state.free_memory_bytes) {
+      picked.push_back(index);
+      continue;
+    }
     // Nobody passes a job that has waited long enough, or a stream of small
     // ones would keep the memory away from it for ever.
-    if (now - job.created >= limits.overtaking_limit) return std::nullopt;
+    if (now - job.created >= limits.overtaking_limit) break;
   }
-  return std::nullopt;
+  return picked;
 }
 
 }  // namespace ovpress

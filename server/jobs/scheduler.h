@@ -20,19 +20,20 @@ struct WaitingJob {
   int priority = 0;
   uint64_t memory_bytes = 0;
   absl::Time created;
+  int attempt = 0;  // starts so far
 };
 
 struct OwnerUse {
   int running = 0;
   // Memory x time used lately is not kept: the last start alone makes owners
   // with equal running jobs take turns.
-  int64_t last_start = 0;  // a counter: larger is later; 0: never
+  int64_t last_start = 0;  // larger is later; 0 or less: never
   // This owner's own limit; 0: none. Not set: max_running_per_owner.
   std::optional<int> max_running;
 };
 
 struct SchedulerState {
-  int running = 0;
+  int running = 0;  // on this server, as the memory
   uint64_t free_memory_bytes = 0;
   std::map<std::string, OwnerUse> owners;
 };
@@ -49,12 +50,14 @@ std::vector<size_t> QueueOrder(const std::vector<WaitingJob>& waiting,
                                const SchedulerState& state, absl::Time now,
                                const JobLimits& limits);
 
-// The job to start now, or nullopt: all places taken, owners at their limit, or
-// memory lacking. The first in line that only lacks memory lets others pass
-// until it has waited overtaking_limit.
-std::optional<size_t> PickNext(const std::vector<WaitingJob>& waiting,
-                               const SchedulerState& state, absl::Time now,
-                               const JobLimits& limits);
+// The jobs of which one may start now, at most `limit`, best first: none if all
+// places are taken. Owners at their limit and jobs that lack memory are passed
+// over, but nobody passes a job that has waited overtaking_limit for memory.
+// Other servers on the same queue may take those at the front meanwhile;
+// therefore several.
+std::vector<size_t> PickNext(const std::vector<WaitingJob>& waiting,
+                             const SchedulerState& state, absl::Time now,
+                             const JobLimits& limits, size_t limit);
 
 }  // namespace ovpress
 

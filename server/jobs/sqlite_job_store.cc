@@ -1,6 +1,6 @@
-// One row per job: the record as JSON, beside it the columns that queries look
-// at. Each method is one transaction over one connection under one lock; a
-// transaction costs one fsync, far below what a job costs.
+// One row per job; what no query looks at is JSON. Each method is one
+// transaction over one connection under one lock; a transaction costs one
+// fsync, far below what a job costs.
 #include "server/jobs/sqlite_job_store.h"
 
 #include <sqlite3.h>
@@ -12,149 +12,22 @@
 #include <utility>
 #include <variant>
 
-#include "absl/strings/escaping.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "core/base/mutex.h"
 #include "core/base/status_macros.h"
-#include "nlohmann/json.hpp"
+#include "server/jobs/job_json.h"
 
 namespace ovpress {
 namespace {
-
-using Json = nlohmann::json;
-
-int64_t Micros(absl::Time time) {
-  if (time == absl::InfinitePast()) return std::numeric_limits<int64_t>::min();
-  if (time == absl::InfiniteFuture()) {
-    return std::numeric_limits<int64_t>::max();
-  }
-  return absl::ToUnixMicros(time);
-}
-
-absl::Time TimeOf(int64_t micros) {
-  if (micros == std::numeric_limits<int64_t>::min()) {
-    return absl::InfinitePast();
-  }
-  if (micros == std::numeric_limits<int64_t>::max()) {
-    return absl::InfiniteFuture();
-  }
-  return absl::FromUnixMicros(micros);
-}
-
-Json ToJson(const BlobRef& ref) { return {ref.sha256, ref.size_bytes}; }
-BlobRef RefOf(const Json& json) {
-  return {json.at(0).get<std::string>(), json.at(1).get<uint64_t>()};
-}
-
-std::string RecordToJson(const JobRecord& job) {
-  const JobSpec& spec = job.spec;
-  Json payloads = Json::object();
-  job.error.ForEachPayload(
-      [&](absl::string_view url, const absl::Cord& value) {
-        payloads[std::string(url)] = absl::Base64Escape(std::string(value));
-      });
-  Json json = {
-      {"spec",
-       {{"xml", ToJson(spec.xml)},
-        {"bin", ToJson(spec.bin)},
-        {"options", spec.options_json},
-        {"canonical", spec.canonical_options},
-        {"mode", spec.mode},
-        {"memory", spec.memory_budget_bytes},
-        {"measure", spec.measure_error},
-        {"labels", spec.labels},
-        {"ttl_us", absl::ToInt64Microseconds(spec.ttl)},
-        {"max_run_us", absl::ToInt64Microseconds(spec.max_run_time)},
-        {"no_cache", spec.ignore_result_cache},
-        {"out_xml", spec.output_xml_address},
-        {"out_bin", spec.output_bin_address}}},
-      {"cancel", job.cancel_requested},
-      {"attempt", job.attempt},
-      {"started", Micros(job.started)},
-      {"finished", Micros(job.finished)},
-      {"memory", job.memory_bytes},
-      {"disk", job.disk_bytes},
-      {"code", static_cast<int>(job.error.code())},
-      {"message", job.error.message()},
-      {"payloads", payloads},
-      {"token", job.lease.fencing_token}};
-  const JobResult& result = job.result;
-  if (job.state == JobState::kSucceeded) {
-    json["result"] = {{"xml", ToJson(result.xml)},
-                      {"bin", ToJson(result.bin)},
-                      {"report", ToJson(result.report)},
-                      {"before", result.bin_bytes_before},
-                      {"after", result.bin_bytes_after},
-                      {"elements", result.weight_elements},
-                      {"bits", result.bits_per_weight},
-                      {"share", result.primary_share},
-                      {"hit", result.cache_hit},
-                      {"engine", result.engine_version},
-                      {"warnings", result.warnings}};
-  }
-  return json.dump(-1, ' ', false, Json::error_handler_t::replace);
-}
-
-// Throws nlohmann::json::exception for what RecordToJson did not make.
-void RecordFromJson(const std::string& text, JobRecord* job) {
-  const Json json = Json::parse(text);
-  const Json& spec = json.at("spec");
-  job->spec.xml = RefOf(spec.at("xml"));
-  job->spec.bin = RefOf(spec.at("bin"));
-  spec.at("options").get_to(job->spec.options_json);
-  spec.at("canonical").get_to(job->spec.canonical_options);
-  spec.at("mode").get_to(job->spec.mode);
-  spec.at("memory").get_to(job->spec.memory_budget_bytes);
-  spec.at("measure").get_to(job->spec.measure_error);
-  spec.at("labels").get_to(job->spec.labels);
-  job->spec.ttl = absl::Microseconds(spec.at("ttl_us").get<int64_t>());
-  job->spec.max_run_time =
-      absl::Microseconds(spec.at("max_run_us").get<int64_t>());
-  spec.at("no_cache").get_to(job->spec.ignore_result_cache);
-  // Not in records of version 0.1.
-  job->spec.output_xml_address = spec.value("out_xml", "");
-  job->spec.output_bin_address = spec.value("out_bin", "");
-  json.at("cancel").get_to(job->cancel_requested);
-  json.at("attempt").get_to(job->attempt);
-  job->started = TimeOf(json.at("started").get<int64_t>());
-  job->finished = TimeOf(json.at("finished").get<int64_t>());
-  json.at("memory").get_to(job->memory_bytes);
-  json.at("disk").get_to(job->disk_bytes);
-  const int code = json.at("code").get<int>();
-  if (code != 0) {
-    job->error = absl::Status(static_cast<absl::StatusCode>(code),
-                              json.at("message").get<std::string>());
-    for (const auto& [url, value] : json.at("payloads").items()) {
-      std::string bytes;
-      if (absl::Base64Unescape(value.get<std::string>(), &bytes)) {
-        job->error.SetPayload(url, absl::Cord(bytes));
-      }
-    }
-  }
-  json.at("token").get_to(job->lease.fencing_token);
-  if (job->state == JobState::kSucceeded) {
-    const Json& result = json.at("result");
-    job->result.xml = RefOf(result.at("xml"));
-    job->result.bin = RefOf(result.at("bin"));
-    job->result.report = RefOf(result.at("report"));
-    result.at("before").get_to(job->result.bin_bytes_before);
-    result.at("after").get_to(job->result.bin_bytes_after);
-    result.at("elements").get_to(job->result.weight_elements);
-    result.at("bits").get_to(job->result.bits_per_weight);
-    result.at("share").get_to(job->result.primary_share);
-    result.at("hit").get_to(job->result.cache_hit);
-    result.at("engine").get_to(job->result.engine_version);
-    result.at("warnings").get_to(job->result.warnings);
-  }
-}
 
 using Value = std::variant<int64_t, std::string>;
 
 class SqliteJobStore final : public JobStore {
  public:
-  explicit SqliteJobStore(std::string path) : path_(std::move(path)) {}
+  SqliteJobStore(std::string path, Clock* clock)
+      : path_(std::move(path)), clock_(clock) {}
   ~SqliteJobStore() override { sqlite3_close_v2(db_); }
 
   absl::Status Open(absl::Duration busy_timeout) {
@@ -196,49 +69,51 @@ class SqliteJobStore final : public JobStore {
           ": a newer ovpress wrote it; run that one, or another --data-dir"));
     }
     if (version == kJobSchemaVersion) return absl::OkStatus();
-    return InTransaction([this]() -> absl::Status {
+    return InTransaction([&]() -> absl::Status {
       mutex_.AssertHeld();
-      OVPRESS_RETURN_IF_ERROR(Exec(
-          "CREATE TABLE jobs(seq INTEGER PRIMARY KEY AUTOINCREMENT,"
-          " id TEXT NOT NULL UNIQUE, owner TEXT NOT NULL,"
-          " request_id TEXT NOT NULL, state INTEGER NOT NULL,"
-          " cache_key TEXT NOT NULL, priority INTEGER NOT NULL,"
-          " created INTEGER NOT NULL, expires INTEGER NOT NULL,"
-          " server_id TEXT NOT NULL, lease_expires INTEGER NOT NULL,"
-          " record TEXT NOT NULL);"
-          "CREATE UNIQUE INDEX jobs_request ON jobs(owner, request_id)"
-          " WHERE request_id <> '';"
-          "CREATE INDEX jobs_state ON jobs(state, priority, created);"
-          "CREATE INDEX jobs_result ON jobs(owner, cache_key, state);"
-          "CREATE INDEX jobs_expires ON jobs(expires);"));
+      for (int64_t step = version; step < kJobSchemaVersion; ++step) {
+        OVPRESS_RETURN_IF_ERROR(Exec(kSteps[step]));
+      }
       return Exec(absl::StrCat("PRAGMA user_version=", kJobSchemaVersion));
     });
   }
 
-  absl::StatusOr<Inserted> Insert(const JobRecord& job) override {
+  bool shared() const override { return false; }
+  void OnChange(std::function<void()>) override {}
+
+  absl::StatusOr<Inserted> Insert(const JobRecord& given,
+                                  absl::Duration ttl) override {
     MutexLock lock(&mutex_);
+    JobRecord job = given;
+    job.created = clock_->Now();
+    if (IsFinal(job.state)) {
+      job.started = job.finished = job.created;
+      job.expires = job.created + ttl;
+    }
     Inserted inserted{.job = job};
     OVPRESS_RETURN_IF_ERROR(InTransaction([&]() -> absl::Status {
       mutex_.AssertHeld();
       if (!job.spec.request_id.empty()) {
-        OVPRESS_ASSIGN_OR_RETURN(
-            const std::vector<JobRecord> found,
-            Select("WHERE owner=? AND request_id=?",
-                   {job.spec.owner, job.spec.request_id}));
+        OVPRESS_ASSIGN_OR_RETURN(std::vector<JobRecord> found,
+                                 Select("WHERE owner=? AND request_id=?",
+                                        {job.spec.owner, job.spec.request_id}));
         if (!found.empty()) {
-          inserted = {.job = found[0], .existed = true};
+          inserted = {.job = std::move(found[0]), .existed = true};
           return absl::OkStatus();
         }
       }
-      return Query(
-          "INSERT INTO jobs(id,owner,request_id,state,cache_key,priority,"
-          "created,expires,server_id,lease_expires,record)"
-          " VALUES(?,?,?,?,?,?,?,?,?,?,?)",
-          {job.id, job.spec.owner, job.spec.request_id,
-           static_cast<int64_t>(job.state), job.cache_key,
-           static_cast<int64_t>(job.spec.priority), Micros(job.created),
-           Micros(job.expires), job.lease.server_id, Micros(job.lease.expires),
-           RecordToJson(job)});
+      OVPRESS_RETURN_IF_ERROR(
+          Query("INSERT INTO jobs(id,owner,request_id,state,cache_key,priority,"
+                "created,expires,server_id,lease_expires,memory,disk,spec)"
+                " VALUES(?,?,?,?,?,?,?,?,?,?,?,?,?)",
+                {job.id, job.spec.owner, job.spec.request_id,
+                 static_cast<int64_t>(job.state), job.cache_key,
+                 static_cast<int64_t>(job.spec.priority),
+                 ToStoredMicros(job.created), ToStoredMicros(job.expires),
+                 job.lease.server_id, ToStoredMicros(job.lease.expires),
+                 static_cast<int64_t>(job.memory_bytes),
+                 static_cast<int64_t>(job.disk_bytes), SpecToJson(job.spec)}));
+      return Update(job);
     }));
     return inserted;
   }
@@ -246,6 +121,18 @@ class SqliteJobStore final : public JobStore {
   absl::StatusOr<JobRecord> Get(absl::string_view id) override {
     MutexLock lock(&mutex_);
     return GetLocked(id);
+  }
+
+  absl::StatusOr<std::vector<JobRecord>> GetAll(
+      const std::vector<std::string>& ids) override {
+    MutexLock lock(&mutex_);
+    std::vector<JobRecord> jobs;
+    for (const std::string& id : ids) {
+      OVPRESS_ASSIGN_OR_RETURN(std::vector<JobRecord> found,
+                               Select("WHERE id=?", {id}));
+      for (JobRecord& job : found) jobs.push_back(std::move(job));
+    }
+    return jobs;
   }
 
   absl::StatusOr<std::optional<JobRecord>> FindByRequestId(
@@ -287,8 +174,8 @@ class SqliteJobStore final : public JobStore {
     where += " ORDER BY seq DESC";
     int64_t last = 0;
     bool more = false;
-    OVPRESS_RETURN_IF_ERROR(Query(
-        kColumns + where, values, [&](sqlite3_stmt* row) -> absl::Status {
+    OVPRESS_RETURN_IF_ERROR(
+        Query(kColumns + where, values, [&](sqlite3_stmt* row) -> absl::Status {
           OVPRESS_ASSIGN_OR_RETURN(JobRecord job, RecordOf(row));
           if (!filter.states.empty() &&
               std::find(filter.states.begin(), filter.states.end(),
@@ -314,71 +201,141 @@ class SqliteJobStore final : public JobStore {
   }
 
   absl::StatusOr<std::optional<JobRecord>> FindResult(
-      absl::string_view owner, absl::string_view cache_key,
-      absl::Time now) override {
+      absl::string_view owner, absl::string_view cache_key) override {
     MutexLock lock(&mutex_);
-    return First(Select(
-        "WHERE owner=? AND cache_key=? AND state=? AND expires>?"
-        " ORDER BY seq DESC LIMIT 1",
-        {std::string(owner), std::string(cache_key),
-         static_cast<int64_t>(JobState::kSucceeded), Micros(now)}));
+    return First(
+        Select("WHERE owner=? AND cache_key=? AND state=? AND expires>?"
+               " ORDER BY seq DESC LIMIT 1",
+               {std::string(owner), std::string(cache_key),
+                static_cast<int64_t>(JobState::kSucceeded),
+                ToStoredMicros(clock_->Now())}));
   }
 
-  absl::StatusOr<std::vector<JobRecord>> ListClaimable(absl::Time now,
-                                                       int limit) override {
+  absl::StatusOr<Line> GetLine(int per_rank) override {
     MutexLock lock(&mutex_);
-    return Select(
-        "WHERE state=1 OR (state=2 AND lease_expires<=?)"
-        " ORDER BY priority DESC, seq LIMIT ?",
-        {Micros(now), static_cast<int64_t>(limit)});
+    Line line{.now = clock_->Now()};
+    const int64_t now = ToStoredMicros(line.now);
+    OVPRESS_RETURN_IF_ERROR(
+        Query("SELECT id,owner,priority,memory,created,attempt FROM"
+              " (SELECT *, ROW_NUMBER() OVER (PARTITION BY owner, priority"
+              "   ORDER BY created, id) AS rank FROM jobs WHERE state=1)"
+              " WHERE ?1<=0 OR rank<=?1"
+              " UNION ALL SELECT id,owner,priority,memory,created,attempt"
+              " FROM jobs WHERE state=2 AND lease_expires<=?2",
+              {static_cast<int64_t>(per_rank), now}, [&](sqlite3_stmt* row) {
+                line.waiting.push_back(
+                    {.id = Text(row, 0),
+                     .owner = Text(row, 1),
+                     .priority = sqlite3_column_int(row, 2),
+                     .memory_bytes =
+                         static_cast<uint64_t>(sqlite3_column_int64(row, 3)),
+                     .created = FromStoredMicros(sqlite3_column_int64(row, 4)),
+                     .attempt = sqlite3_column_int(row, 5)});
+                return absl::OkStatus();
+              }));
+    for (const WaitingJob& job : line.waiting) {
+      const auto [use, fresh] = line.owners.try_emplace(job.owner);
+      if (!fresh) continue;
+      OVPRESS_RETURN_IF_ERROR(Query(
+          "SELECT (SELECT COUNT(*) FROM jobs WHERE owner=?1 AND state=2 AND"
+          " lease_expires>?2), (SELECT MAX(started) FROM jobs WHERE owner=?1)",
+          {job.owner, now}, [&, &stored = use->second](sqlite3_stmt* row) {
+            stored.running = sqlite3_column_int(row, 0);
+            stored.last_start = sqlite3_column_int64(row, 1);
+            return absl::OkStatus();
+          }));
+    }
+    return line;
   }
 
-  absl::StatusOr<JobRecord> Claim(absl::string_view id,
-                                  absl::string_view server_id, absl::Time now,
-                                  absl::Time lease_expires) override {
-    return Change(id, [&](JobRecord& job) -> absl::Status {
-      if (job.state != JobState::kQueued &&
-          !(job.state == JobState::kRunning && job.lease.expires <= now)) {
-        return absl::AbortedError(
-            absl::StrCat("job ", id, " is ", JobStateName(job.state)));
+  absl::StatusOr<std::optional<JobRecord>> Claim(
+      const ClaimRequest& request) override {
+    MutexLock lock(&mutex_);
+    std::optional<JobRecord> claimed;
+    OVPRESS_RETURN_IF_ERROR(InTransaction([&]() -> absl::Status {
+      mutex_.AssertHeld();
+      const absl::Time now = clock_->Now();
+      for (const Offer& offer : request.offers) {
+        OVPRESS_ASSIGN_OR_RETURN(std::vector<JobRecord> found,
+                                 Select("WHERE id=?", {offer.id}));
+        if (found.empty() || !Claimable(found[0], now)) continue;
+        JobRecord& job = found[0];
+        int running = 0;
+        OVPRESS_RETURN_IF_ERROR(
+            Query("SELECT COUNT(*) FROM jobs WHERE owner=? AND state=2 AND"
+                  " lease_expires>?",
+                  {job.spec.owner, ToStoredMicros(now)},
+                  [&running](sqlite3_stmt* row) {
+                    running = sqlite3_column_int(row, 0);
+                    return absl::OkStatus();
+                  }));
+        if (offer.owner_limit > 0 && running >= offer.owner_limit) continue;
+        job.state = JobState::kRunning;
+        ++job.attempt;
+        job.started = now;
+        job.progress = {};
+        job.lease.server_id = request.server_id;
+        job.lease.expires = now + request.lease;
+        ++job.lease.fencing_token;
+        claimed = std::move(job);
+        return Update(*claimed);
       }
-      job.state = JobState::kRunning;
-      ++job.attempt;
-      job.started = now;
-      job.lease.server_id = std::string(server_id);
-      job.lease.expires = lease_expires;
-      ++job.lease.fencing_token;
       return absl::OkStatus();
-    });
+    }));
+    return claimed;
   }
 
-  absl::StatusOr<Renewed> Renew(absl::string_view id, int64_t fencing_token,
-                                absl::Time lease_expires) override {
-    OVPRESS_ASSIGN_OR_RETURN(
-        const JobRecord job,
-        Change(id, [&](JobRecord& held) -> absl::Status {
-          OVPRESS_RETURN_IF_ERROR(CheckHeld(held, fencing_token));
-          held.lease.expires = lease_expires;
-          return absl::OkStatus();
-        }));
-    return Renewed{.cancel_requested = job.cancel_requested};
+  absl::StatusOr<std::vector<Renewed>> Renew(const std::vector<Held>& held,
+                                             absl::Duration lease) override {
+    MutexLock lock(&mutex_);
+    std::vector<Renewed> renewed(held.size());
+    OVPRESS_RETURN_IF_ERROR(InTransaction([&]() -> absl::Status {
+      mutex_.AssertHeld();
+      const absl::Time until = clock_->Now() + lease;
+      for (size_t i = 0; i < held.size(); ++i) {
+        OVPRESS_ASSIGN_OR_RETURN(std::vector<JobRecord> found,
+                                 Select("WHERE id=?", {held[i].id}));
+        if (found.empty() || !CheckHeld(found[0], held[i].fencing_token).ok()) {
+          renewed[i].lost = true;
+          continue;
+        }
+        renewed[i].cancel_requested = found[0].cancel_requested;
+        found[0].lease.expires = until;
+        if (held[i].progress.has_value()) {
+          found[0].progress = *held[i].progress;
+        }
+        OVPRESS_RETURN_IF_ERROR(Update(found[0]));
+      }
+      return absl::OkStatus();
+    }));
+    return renewed;
   }
 
   absl::Status Finish(absl::string_view id, int64_t fencing_token,
                       const JobOutcome& outcome) override {
-    return Change(id, [&](JobRecord& job) -> absl::Status {
-             OVPRESS_RETURN_IF_ERROR(CheckHeld(job, fencing_token));
-             End(outcome, &job);
-             return absl::OkStatus();
-           }).status();
+    return Change(id,
+                  [&](JobRecord& job) -> absl::Status {
+                    // Only Finish ends a job and leaves its token as it was.
+                    if (IsFinal(job.state) && job.state == outcome.state &&
+                        job.lease.fencing_token == fencing_token) {
+                      return absl::OkStatus();
+                    }
+                    OVPRESS_RETURN_IF_ERROR(CheckHeld(job, fencing_token));
+                    End(outcome, &job);
+                    return absl::OkStatus();
+                  })
+        .status();
   }
 
   absl::Status Requeue(absl::string_view id, int64_t fencing_token) override {
-    return Change(id, [&](JobRecord& job) -> absl::Status {
-             OVPRESS_RETURN_IF_ERROR(CheckHeld(job, fencing_token));
-             BackToQueue(&job);
-             return absl::OkStatus();
-           }).status();
+    return Change(id,
+                  [&](JobRecord& job) -> absl::Status {
+                    OVPRESS_RETURN_IF_ERROR(CheckHeld(job, fencing_token));
+                    BackToQueue(&job);
+                    --job.attempt;
+                    return absl::OkStatus();
+                  })
+        .status();
   }
 
   absl::StatusOr<std::vector<JobRecord>> RequeueOf(
@@ -398,32 +355,35 @@ class SqliteJobStore final : public JobStore {
     return jobs;
   }
 
-  absl::StatusOr<JobRecord> RequestCancel(absl::string_view id, absl::Time now,
-                                          absl::Time expires) override {
+  absl::StatusOr<JobRecord> RequestCancel(absl::string_view id,
+                                          absl::Duration ttl) override {
     return Change(id, [&](JobRecord& job) -> absl::Status {
       if (IsFinal(job.state)) return absl::OkStatus();
       job.cancel_requested = true;
-      if (job.state == JobState::kQueued) {
+      if (Claimable(job, clock_->Now())) {
         End({.state = JobState::kCancelled,
              .error = absl::CancelledError("cancelled before it started"),
-             .finished = now,
-             .expires = expires},
+             .ttl = ttl},
             &job);
+        ++job.lease.fencing_token;
       }
       return absl::OkStatus();
     });
   }
 
-  absl::Status FailQueued(absl::string_view id,
-                          const JobOutcome& outcome) override {
-    return Change(id, [&](JobRecord& job) -> absl::Status {
-             if (job.state != JobState::kQueued) {
-               return absl::AbortedError(absl::StrCat(
-                   "job ", id, " is ", JobStateName(job.state)));
-             }
-             End(outcome, &job);
-             return absl::OkStatus();
-           }).status();
+  absl::Status FailWaiting(absl::string_view id,
+                           const JobOutcome& outcome) override {
+    return Change(id,
+                  [&](JobRecord& job) -> absl::Status {
+                    if (!Claimable(job, clock_->Now())) {
+                      return absl::AbortedError(absl::StrCat(
+                          "job ", id, " is ", JobStateName(job.state)));
+                    }
+                    End(outcome, &job);
+                    ++job.lease.fencing_token;
+                    return absl::OkStatus();
+                  })
+        .status();
   }
 
   absl::Status Delete(absl::string_view id) override {
@@ -432,26 +392,24 @@ class SqliteJobStore final : public JobStore {
       mutex_.AssertHeld();
       OVPRESS_ASSIGN_OR_RETURN(const JobRecord job, GetLocked(id));
       if (!IsFinal(job.state)) {
-        return absl::FailedPreconditionError(
-            absl::StrCat("job ", id, " is ", JobStateName(job.state),
-                         "; cancel it first"));
+        return absl::FailedPreconditionError(absl::StrCat(
+            "job ", id, " is ", JobStateName(job.state), "; cancel it first"));
       }
       return Query("DELETE FROM jobs WHERE id=?", {std::string(id)});
     });
   }
 
-  absl::StatusOr<std::vector<JobRecord>> DeleteExpired(absl::Time now,
-                                                       int limit) override {
+  absl::StatusOr<std::vector<JobRecord>> DeleteExpired(int limit) override {
     MutexLock lock(&mutex_);
     std::vector<JobRecord> jobs;
     OVPRESS_RETURN_IF_ERROR(InTransaction([&]() -> absl::Status {
       mutex_.AssertHeld();
       OVPRESS_ASSIGN_OR_RETURN(
-          jobs, Select("WHERE expires<=? AND state>=3 LIMIT ?",
-                       {Micros(now), static_cast<int64_t>(limit)}));
+          jobs,
+          Select("WHERE expires<=? AND state>=3 LIMIT ?",
+                 {ToStoredMicros(clock_->Now()), static_cast<int64_t>(limit)}));
       for (const JobRecord& job : jobs) {
-        OVPRESS_RETURN_IF_ERROR(
-            Query("DELETE FROM jobs WHERE id=?", {job.id}));
+        OVPRESS_RETURN_IF_ERROR(Query("DELETE FROM jobs WHERE id=?", {job.id}));
       }
       return absl::OkStatus();
     }));
@@ -485,13 +443,55 @@ class SqliteJobStore final : public JobStore {
   using RowFunction = std::function<absl::Status(sqlite3_stmt*)>;
   inline static const std::string kColumns =
       "SELECT seq,id,owner,request_id,state,cache_key,priority,created,"
-      "expires,server_id,lease_expires,record FROM jobs ";
+      "expires,server_id,lease_expires,started,finished,cancel,attempt,memory,"
+      "disk,token,spec,ending,progress FROM jobs ";
+  // Step i leads to schema i + 1. Steps that were released are never edited.
+  inline static const char* const kSteps[kJobSchemaVersion] = {
+      "CREATE TABLE jobs(seq INTEGER PRIMARY KEY AUTOINCREMENT,"
+      " id TEXT NOT NULL UNIQUE, owner TEXT NOT NULL,"
+      " request_id TEXT NOT NULL, state INTEGER NOT NULL,"
+      " cache_key TEXT NOT NULL, priority INTEGER NOT NULL,"
+      " created INTEGER NOT NULL, expires INTEGER NOT NULL,"
+      " server_id TEXT NOT NULL, lease_expires INTEGER NOT NULL,"
+      " record TEXT NOT NULL);"
+      "CREATE UNIQUE INDEX jobs_request ON jobs(owner, request_id)"
+      " WHERE request_id <> '';"
+      "CREATE INDEX jobs_state ON jobs(state, priority, created);"
+      "CREATE INDEX jobs_result ON jobs(owner, cache_key, state);"
+      "CREATE INDEX jobs_expires ON jobs(expires);",
+      // The record's JSON becomes columns: those that the scheduler asks for
+      // of all owners, and those that change while the rest does not.
+      "ALTER TABLE jobs ADD COLUMN started INTEGER NOT NULL"
+      " DEFAULT -9223372036854775808;"
+      "ALTER TABLE jobs ADD COLUMN finished INTEGER NOT NULL"
+      " DEFAULT -9223372036854775808;"
+      "ALTER TABLE jobs ADD COLUMN cancel INTEGER NOT NULL DEFAULT 0;"
+      "ALTER TABLE jobs ADD COLUMN attempt INTEGER NOT NULL DEFAULT 0;"
+      "ALTER TABLE jobs ADD COLUMN memory INTEGER NOT NULL DEFAULT 0;"
+      "ALTER TABLE jobs ADD COLUMN disk INTEGER NOT NULL DEFAULT 0;"
+      "ALTER TABLE jobs ADD COLUMN token INTEGER NOT NULL DEFAULT 0;"
+      "ALTER TABLE jobs ADD COLUMN spec TEXT NOT NULL DEFAULT '';"
+      "ALTER TABLE jobs ADD COLUMN ending TEXT NOT NULL DEFAULT '';"
+      "ALTER TABLE jobs ADD COLUMN progress TEXT NOT NULL DEFAULT '';"
+      "UPDATE jobs SET"
+      " started=CAST(json_extract(record,'$.started') AS INTEGER),"
+      " finished=CAST(json_extract(record,'$.finished') AS INTEGER),"
+      " cancel=json_extract(record,'$.cancel'),"
+      " attempt=json_extract(record,'$.attempt'),"
+      " memory=json_extract(record,'$.memory'),"
+      " disk=json_extract(record,'$.disk'),"
+      " token=json_extract(record,'$.token'),"
+      " spec=json_extract(record,'$.spec'),"
+      " ending=json_remove(record,'$.spec');"
+      "ALTER TABLE jobs DROP COLUMN record;"
+      "CREATE INDEX jobs_started ON jobs(owner, started);"
+      "CREATE INDEX jobs_line ON jobs(state, owner, priority, created, id);",
+  };
 
   static std::string Text(sqlite3_stmt* row, int column) {
     const void* text = sqlite3_column_blob(row, column);
-    return std::string(
-        static_cast<const char*>(text),
-        static_cast<size_t>(sqlite3_column_bytes(row, column)));
+    return std::string(static_cast<const char*>(text),
+                       static_cast<size_t>(sqlite3_column_bytes(row, column)));
   }
 
   absl::Status Error(absl::string_view what, int code) const {
@@ -504,8 +504,9 @@ class SqliteJobStore final : public JobStore {
       case SQLITE_CORRUPT:
       case SQLITE_NOTADB:
         return absl::DataLossError(absl::StrCat(
-            message, "; it was left as it is: restore a copy, or move it away "
-                     "to start without the old jobs"));
+            message,
+            "; it was left as it is: restore a copy, or move it away "
+            "to start without the old jobs"));
       case SQLITE_PERM:
       case SQLITE_READONLY:
         return absl::PermissionDeniedError(message);
@@ -565,15 +566,27 @@ class SqliteJobStore final : public JobStore {
     job.state = static_cast<JobState>(sqlite3_column_int(row, 4));
     job.cache_key = Text(row, 5);
     job.spec.priority = sqlite3_column_int(row, 6);
-    job.created = TimeOf(sqlite3_column_int64(row, 7));
-    job.expires = TimeOf(sqlite3_column_int64(row, 8));
+    job.created = FromStoredMicros(sqlite3_column_int64(row, 7));
+    job.expires = FromStoredMicros(sqlite3_column_int64(row, 8));
     job.lease.server_id = Text(row, 9);
-    job.lease.expires = TimeOf(sqlite3_column_int64(row, 10));
-    try {
-      RecordFromJson(Text(row, 11), &job);
-    } catch (const nlohmann::json::exception& error) {
+    job.lease.expires = FromStoredMicros(sqlite3_column_int64(row, 10));
+    job.started = FromStoredMicros(sqlite3_column_int64(row, 11));
+    job.finished = FromStoredMicros(sqlite3_column_int64(row, 12));
+    job.cancel_requested = sqlite3_column_int(row, 13) != 0;
+    job.attempt = sqlite3_column_int(row, 14);
+    job.memory_bytes = static_cast<uint64_t>(sqlite3_column_int64(row, 15));
+    job.disk_bytes = static_cast<uint64_t>(sqlite3_column_int64(row, 16));
+    job.lease.fencing_token = sqlite3_column_int64(row, 17);
+    absl::Status read = SpecFromJson(Text(row, 18), &job.spec);
+    const std::string ending = Text(row, 19);
+    if (read.ok() && !ending.empty()) read = EndFromJson(ending, &job);
+    const std::string progress = Text(row, 20);
+    if (read.ok() && !progress.empty()) {
+      read = ProgressFromJson(progress, &job.progress);
+    }
+    if (!read.ok()) {
       return absl::DataLossError(absl::StrCat("job database ", path_, ": job ",
-                                              job.id, ": ", error.what()));
+                                              job.id, ": ", read.message()));
     }
     return job;
   }
@@ -582,8 +595,8 @@ class SqliteJobStore final : public JobStore {
       const std::string& where, const std::vector<Value>& values)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
     std::vector<JobRecord> jobs;
-    OVPRESS_RETURN_IF_ERROR(Query(
-        kColumns + where, values, [&](sqlite3_stmt* row) -> absl::Status {
+    OVPRESS_RETURN_IF_ERROR(
+        Query(kColumns + where, values, [&](sqlite3_stmt* row) -> absl::Status {
           OVPRESS_ASSIGN_OR_RETURN(JobRecord job, RecordOf(row));
           jobs.push_back(std::move(job));
           return absl::OkStatus();
@@ -612,9 +625,16 @@ class SqliteJobStore final : public JobStore {
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
     return Query(
         "UPDATE jobs SET state=?,expires=?,server_id=?,lease_expires=?,"
-        "record=? WHERE id=?",
-        {static_cast<int64_t>(job.state), Micros(job.expires),
-         job.lease.server_id, Micros(job.lease.expires), RecordToJson(job),
+        "started=?,finished=?,cancel=?,attempt=?,token=?,ending=?,progress=?"
+        " WHERE id=?",
+        {static_cast<int64_t>(job.state), ToStoredMicros(job.expires),
+         job.lease.server_id, ToStoredMicros(job.lease.expires),
+         ToStoredMicros(job.started), ToStoredMicros(job.finished),
+         static_cast<int64_t>(job.cancel_requested),
+         static_cast<int64_t>(job.attempt), job.lease.fencing_token,
+         IsFinal(job.state) ? EndToJson(job) : std::string(),
+         job.state == JobState::kRunning ? ProgressToJson(job.progress)
+                                         : std::string(),
          job.id});
   }
 
@@ -640,12 +660,17 @@ class SqliteJobStore final : public JobStore {
         absl::StrCat("job ", job.id, " is no longer held with token ", token));
   }
 
-  static void End(const JobOutcome& outcome, JobRecord* job) {
+  static bool Claimable(const JobRecord& job, absl::Time now) {
+    return job.state == JobState::kQueued ||
+           (job.state == JobState::kRunning && job.lease.expires <= now);
+  }
+
+  void End(const JobOutcome& outcome, JobRecord* job) const {
     job->state = outcome.state;
     job->error = outcome.error;
     job->result = outcome.result;
-    job->finished = outcome.finished;
-    job->expires = outcome.expires;
+    job->finished = clock_->Now();
+    job->expires = job->finished + outcome.ttl;
     job->lease.server_id.clear();
     job->lease.expires = absl::InfinitePast();
   }
@@ -654,9 +679,12 @@ class SqliteJobStore final : public JobStore {
     job->state = JobState::kQueued;
     job->lease.server_id.clear();
     job->lease.expires = absl::InfinitePast();
+    // Whoever ran it, if it still does, has lost it.
+    ++job->lease.fencing_token;
   }
 
   const std::string path_;
+  Clock* const clock_;
   Mutex mutex_;
   sqlite3* db_ = nullptr;
 };
@@ -665,7 +693,9 @@ class SqliteJobStore final : public JobStore {
 
 absl::StatusOr<std::unique_ptr<JobStore>> OpenSqliteJobStore(
     const SqliteJobStoreOptions& options) {
-  auto store = std::make_unique<SqliteJobStore>(options.path);
+  static SystemClock* const system_clock = new SystemClock;
+  auto store = std::make_unique<SqliteJobStore>(
+      options.path, options.clock != nullptr ? options.clock : system_clock);
   OVPRESS_RETURN_IF_ERROR(store->Open(options.busy_timeout));
   return store;
 }

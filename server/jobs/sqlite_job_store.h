@@ -7,12 +7,14 @@
 
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "server/jobs/clock.h"
 #include "server/jobs/job_store.h"
 
 namespace ovpress {
 
 struct SqliteJobStoreOptions {
-  std::string path;  // made if missing
+  std::string path;        // made if missing
+  Clock* clock = nullptr;  // nullptr: the system's; outlives the store
   // How long a call waits for another process's transaction.
   absl::Duration busy_timeout = absl::Seconds(10);
 };
@@ -24,7 +26,7 @@ absl::StatusOr<std::unique_ptr<JobStore>> OpenSqliteJobStore(
     const SqliteJobStoreOptions& options);
 
 // The schema version that this program writes.
-inline constexpr int kJobSchemaVersion = 1;
+inline constexpr int kJobSchemaVersion = 2;
 
 }  // namespace ovpress
 

@@ -91,6 +91,9 @@ TEST_F(PgTest, AddressesAreCheckedAndNeverQuoted) {
                 StatusIs(absl::StatusCode::kInvalidArgument,
                          Not(HasSubstr("hunter2"))));
   }
+  EXPECT_TRUE(PgHasPassword("postgresql://u:hunter2@h:77/d"));
+  EXPECT_TRUE(PgHasPassword("host=h password=x"));
+  EXPECT_FALSE(PgHasPassword("postgresql://u@h:77/d"));
   EXPECT_EQ(PgDescribe("postgresql://u:hunter2@h:77/d"),
             "user=u dbname=d host=h port=77");
   options_.conninfo = "host=127.0.0.1 port=1 user=x password=hunter2";

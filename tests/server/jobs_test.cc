@@ -391,46 +391,70 @@ JobRecord Job(const std::string& id, const std::string& owner = "o") {
   return job;
 }
 
-TEST_F(JobsTest, StoredJobsKeepTheirTokensAndEnds) {
+// What the version before wrote is read.
+TEST_F(JobsTest, JobsOfTheFirstSchemaSurvive) {
   const std::string path = folder_ + "/jobs.sqlite";
-  const absl::Time now = absl::FromUnixSeconds(100);
-  {
-    auto store = OpenSqliteJobStore({.path = path});
-    ASSERT_TRUE(store.ok()) << store.status();
-    JobRecord job = Job("a");
-    job.spec.request_id = "r";
-    job.spec.labels["team"] = "x";
-    ASSERT_FALSE((*store)->Insert(job)->existed);
-    job.id = "b";
-    EXPECT_EQ((*store)->Insert(job)->job.id, "a");
-    const auto claimed =
-        (*store)->Claim("a", "s1", now, now + absl::Seconds(30));
-    ASSERT_TRUE(claimed.ok());
-    EXPECT_EQ((*store)->Claim("a", "s2", now, now).status().code(),
-              absl::StatusCode::kAborted);
-    // The lease ends, another server takes over: the first one's end is void.
-    const auto stolen = (*store)->Claim("a", "s2", now + absl::Minutes(1),
-                                        now + absl::Minutes(2));
-    ASSERT_TRUE(stolen.ok());
-    JobOutcome outcome{.error = WithReason(absl::DataLossError("bad"), "WHY"),
-                       .finished = now,
-                       .expires = now + absl::Hours(1)};
-    EXPECT_EQ(
-        (*store)->Finish("a", claimed->lease.fencing_token, outcome).code(),
-        absl::StatusCode::kAborted);
-    ASSERT_TRUE(
-        (*store)->Finish("a", stolen->lease.fencing_token, outcome).ok());
-  }
-  auto store = OpenSqliteJobStore({.path = path});
-  const auto job = (*store)->Get("a");
-  ASSERT_TRUE(job.ok());
-  EXPECT_EQ(job->attempt, 2);
-  EXPECT_EQ(job->state, JobState::kFailed);
-  EXPECT_EQ(job->error.code(), absl::StatusCode::kDataLoss);
-  EXPECT_EQ(GetReason(job->error), "WHY");
-  EXPECT_EQ(job->spec.labels.at("team"), "x");
-  EXPECT_EQ((*store)->DeleteExpired(now + absl::Hours(2), 10)->size(), 1u);
-  EXPECT_EQ((*store)->Get("a").status().code(), absl::StatusCode::kNotFound);
+  sqlite3* db = nullptr;
+  ASSERT_EQ(sqlite3_open(path.c_str(), &db), SQLITE_OK);
+  const char* never = "-9223372036854775808";
+  const std::string spec =
+      R"("spec":{"xml":["aa",3],"bin":["bb",4],"options":"{}","canonical":"c",)"
+      R"("mode":"int8_asym","memory":5,"measure":true,"labels":{"team":"x"},)"
+      R"("ttl_us":7,"max_run_us":8,"no_cache":false})";
+  const std::string queued = absl::StrCat(
+      "{", spec, R"(,"cancel":false,"attempt":0,"started":)", never,
+      R"(,"finished":)", never, R"(,"memory":11,"disk":12,"code":0,)",
+      R"("message":"","payloads":{},"token":0})");
+  const std::string failed = absl::StrCat(
+      "{", spec, R"(,"cancel":true,"attempt":2,"started":5000000,)",
+      R"("finished":6000000,"memory":11,"disk":12,"code":15,)",
+      R"("message":"bad","payloads":{"ovpress/reason":"V0hZ"},"token":2})");
+  const std::string row = absl::StrCat(
+      "INSERT INTO jobs(id,owner,request_id,state,cache_key,priority,created,"
+      "expires,server_id,lease_expires,record) VALUES(");
+  const std::string sql = absl::StrCat(
+      "CREATE TABLE jobs(seq INTEGER PRIMARY KEY AUTOINCREMENT,"
+      " id TEXT NOT NULL UNIQUE, owner TEXT NOT NULL,"
+      " request_id TEXT NOT NULL, state INTEGER NOT NULL,"
+      " cache_key TEXT NOT NULL, priority INTEGER NOT NULL,"
+      " created INTEGER NOT NULL, expires INTEGER NOT NULL,"
+      " server_id TEXT NOT NULL, lease_expires INTEGER NOT NULL,"
+      " record TEXT NOT NULL);"
+      "CREATE INDEX jobs_state ON jobs(state, priority, created);"
+      "PRAGMA user_version=1;",
+      row, "'q','o','r',1,'k',3,1000000,9223372036854775807,'',", never, ",'",
+      queued, "');", row, "'f','o','',4,'k',3,1000000,99000000,'',", never,
+      ",'", failed, "');");
+  char* error = nullptr;
+  ASSERT_EQ(sqlite3_exec(db, sql.c_str(), nullptr, nullptr, &error), SQLITE_OK)
+      << error;
+  sqlite3_close(db);
+  auto store = OpenSqliteJobStore({.path = path, .clock = &clock_});
+  ASSERT_TRUE(store.ok()) << store.status();
+  const auto waits = (*store)->Get("q");
+  ASSERT_TRUE(waits.ok()) << waits.status();
+  EXPECT_EQ(waits->state, JobState::kQueued);
+  EXPECT_EQ(waits->started, absl::InfinitePast());
+  EXPECT_EQ(waits->finished, absl::InfinitePast());
+  EXPECT_EQ(waits->expires, absl::InfiniteFuture());
+  EXPECT_EQ(waits->memory_bytes, 11u);
+  EXPECT_EQ(waits->disk_bytes, 12u);
+  EXPECT_EQ(waits->spec.labels.at("team"), "x");
+  EXPECT_EQ(waits->spec.bin.size_bytes, 4u);
+  EXPECT_TRUE(waits->spec.measure_error);
+  const auto ended = (*store)->Get("f");
+  ASSERT_TRUE(ended.ok()) << ended.status();
+  EXPECT_EQ(ended->attempt, 2);
+  EXPECT_TRUE(ended->cancel_requested);
+  EXPECT_EQ(ended->lease.fencing_token, 2);
+  EXPECT_EQ(ended->started, absl::FromUnixSeconds(5));
+  EXPECT_EQ(ended->finished, absl::FromUnixSeconds(6));
+  EXPECT_EQ(ended->error.code(), absl::StatusCode::kDataLoss);
+  EXPECT_EQ(GetReason(ended->error), "WHY");
+  const auto claimed = (*store)->Claim(
+      {.offers = {{"q"}}, .server_id = "s", .lease = absl::Seconds(1)});
+  ASSERT_TRUE(claimed.ok()) << claimed.status();
+  EXPECT_EQ((*claimed)->attempt, 1);
 }
 
 TEST_F(JobsTest, DamagedAndNewerDatabasesAreLeftAlone) {
@@ -463,21 +487,34 @@ TEST(SchedulerTest, OwnersAlternateAndOldJobsRise) {
   // Memory lacks for the first: others pass only while it is young.
   waiting = {{"big", "a", 0, 100, now}, {"small", "b", -1, 1, now}};
   SchedulerState state{.free_memory_bytes = 10};
-  EXPECT_EQ(PickNext(waiting, state, now, limits), 1u);
+  using Indices = std::vector<size_t>;
+  EXPECT_EQ(PickNext(waiting, state, now, limits, 9), Indices{1});
   waiting[0].created = now - absl::Minutes(2);
-  EXPECT_EQ(PickNext(waiting, state, now, limits), std::nullopt);
+  EXPECT_EQ(PickNext(waiting, state, now, limits, 9), Indices{});
+  // What can never run here holds up nobody.
+  limits.total_memory_bytes = 99;
+  EXPECT_EQ(PickNext(waiting, state, now, limits, 9), Indices{1});
   // An owner's own limit stands before the one for all; 0 is none.
   limits.max_running = 10;
   limits.max_running_per_owner = 2;
   waiting = {{"x", "a", 0, 1, now}};
   state.owners["a"] = {.running = 2};
-  EXPECT_EQ(PickNext(waiting, state, now, limits), std::nullopt);
+  EXPECT_EQ(PickNext(waiting, state, now, limits, 9), Indices{});
   for (const auto& [most, starts] :
        {std::pair(0, true), {1, false}, {2, false}, {3, true}}) {
     state.owners["a"].max_running = most;
-    EXPECT_EQ(PickNext(waiting, state, now, limits).has_value(), starts)
+    EXPECT_EQ(!PickNext(waiting, state, now, limits, 9).empty(), starts)
         << most;
   }
+  // Several are offered, best first, without owners at their limit.
+  waiting = {{"a1", "a", 0, 1, now - absl::Seconds(9)},
+             {"a2", "a", 0, 1, now - absl::Seconds(8)},
+             {"b1", "b", 0, 1, now - absl::Seconds(7)}};
+  state.owners["a"] = {};
+  EXPECT_EQ(PickNext(waiting, state, now, limits, 2), (Indices{0, 2}));
+  limits.max_running_per_owner = 1;
+  state.owners["a"].running = 1;
+  EXPECT_EQ(PickNext(waiting, state, now, limits, 9), Indices{2});
 }
 
 TEST(FairExecutorTest, ASmallLoopIsNotHeldUpByAHugeOne) {
@@ -563,7 +600,8 @@ class FakeRunner final : public JobRunner {
 
 TEST_F(JobsTest, ManagerRunsCancelsRequeuesAndAnswersFromTheCache) {
   auto blobs = OpenBlobs();
-  auto store = *OpenSqliteJobStore({.path = folder_ + "/jobs.sqlite"});
+  auto store = *OpenSqliteJobStore(
+      {.path = folder_ + "/jobs.sqlite", .clock = &clock_});
   const auto executor = FairExecutor::Create(
       {.threads = 1, .backend = FairExecutorOptions::Backend::kThreads});
   FakeRunner runner;
