@@ -74,6 +74,7 @@ struct Bench {
   std::string out_path;
   int rounds = 5;
   int threads = 1;
+  uint64_t memory_budget_bytes = kDefaultMemoryBudgetBytes;
   bool discard = false;  // no output file
   bool cold = false;     // the input leaves the page cache before each run
 };
@@ -165,6 +166,7 @@ absl::StatusOr<EngineRun> RunEngine(const Bench& bench, const std::string& xml,
     const auto executor = MakeTbbExecutor(threads);
     RunOptions run;
     run.executor = executor.get();
+    run.memory_budget_bytes = bench.memory_budget_bytes;
     if (compression->needs_scores()) {
       OVPRESS_RETURN_IF_ERROR(compression->ComputeScores(*bench.bin, run));
     }
@@ -352,6 +354,10 @@ int main(int argc, char** argv) {
       ->capture_default_str();
   app.add_option("--threads", bench.threads, "0: all")->capture_default_str();
   app.add_option("--only", only, "Modes whose name holds this text");
+  app.add_option("--memory-budget", bench.memory_budget_bytes,
+                 "The engine's, in bytes; small ones make small windows")
+      ->transform(CLI::AsSizeValue(false))
+      ->capture_default_str();
   app.add_flag("--discard", bench.discard,
                "Write nothing: neither the engine nor the copy limit");
   app.add_flag("--cold", bench.cold,

@@ -169,10 +169,9 @@ Prepared Prepare(const Encoding& encoding) {
       }
       prepared.table_max = std::max(std::fabs(table.values.front()),
                                     std::fabs(table.values.back()));
-      prepared.f64_scale = table.type == ElementType::kF64 ||
-                           table.type == ElementType::kI32 ||
-                           table.type == ElementType::kU32 ||
-                           table.type == ElementType::kI64;
+      prepared.f64_scale =
+          table.type == ElementType::kF64 || table.type == ElementType::kI32 ||
+          table.type == ElementType::kU32 || table.type == ElementType::kI64;
       break;
     }
   }
