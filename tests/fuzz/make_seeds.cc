@@ -94,7 +94,8 @@ IrBuilder Mixed() {
       "if", "If", "opset8",
       "<then_body><layers><layer id=\"0\" name=\"b\" type=\"Const\" "
       "version=\"opset1\"><data element_type=\"f32\" shape=\"4\" offset=\"0\" "
-      "size=\"16\"/><output><port id=\"0\"/></output></layer></layers>"
+      "size=\"16\"/><output><port id=\"0\" precision=\"FP32\"/></output>"
+      "</layer></layers>"
       "</then_body>",
       {m1}, {4, 16});
   ir.Result("r2", body);

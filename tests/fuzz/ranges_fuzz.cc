@@ -48,7 +48,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
         "\" type=\"Const\" version=\"opset1\"><data element_type=\"",
         kTypes[input.Take<uint8_t>() % std::size(kTypes)], "\" shape=\"", shape,
         "\" offset=\"", TakeNumber(&input), "\" size=\"", TakeNumber(&input),
-        "\"/><output><port id=\"0\"/></output></layer>");
+        "\"/><output><port id=\"0\" precision=\"FP32\"/></output></layer>");
   }
   xml += "</layers></net>";
   const auto model = Model::Parse(xml);
