@@ -10,10 +10,12 @@
 #include <algorithm>
 #include <atomic>
 #include <cerrno>
+#include <chrono>
 #include <filesystem>
 #include <limits>
 #include <map>
 #include <set>
+#include <thread>
 #include <utility>
 
 #include "absl/strings/numbers.h"
@@ -29,6 +31,7 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr size_t kHashBlockBytes = 1 << 20;
+constexpr std::chrono::seconds kSweepMax{2};
 
 class Fd {
  public:
@@ -1292,8 +1295,16 @@ void LocalBlobStore::Sweep() {
     Forget(staged);
     if (expired && options_.observer) options_.observer->OnUploadExpired();
   }
-  MutexLock lock(&mutex_);
-  while (UsedBytes() > LimitBytes() && EvictOne(now)) {
+  // One at a time with the lock free in between, for a disk may take long to
+  // delete thousands; and not for ever, for the caller has other duties. What
+  // is left waits for the next sweep or for whoever needs the room.
+  const auto until = std::chrono::steady_clock::now() + kSweepMax;
+  while (std::chrono::steady_clock::now() < until) {
+    {
+      MutexLock lock(&mutex_);
+      if (UsedBytes() <= LimitBytes() || !EvictOne(now)) break;
+    }
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
   }
 }
 

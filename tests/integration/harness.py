@@ -184,8 +184,8 @@ def details(error, kind):
 
 
 class Context:
-    def __init__(self, build: pathlib.Path, work: pathlib.Path, kills: int):
-        self.work, self.kills = work, kills
+    def __init__(self, build: pathlib.Path, work: pathlib.Path, kills: int, patience: float = 1):
+        self.work, self.kills, self.patience = work, kills, patience
         self.server_binary = build / "server/ovpress-server"
         self.ovpress = build / "client/cli/ovpress"
         self.xml, self.bin = MODEL.read_bytes(), MODEL.with_suffix(".bin").read_bytes()

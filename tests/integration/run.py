@@ -307,7 +307,7 @@ def test_stalled_transfers_delay_no_health_check(c: Context):
             health.Check(health_pb2.HealthCheckRequest())
             slowest = max(slowest, time.monotonic() - begin)
         # The goal is 50 ms; a shared machine may hiccup, a blocked server waits for the stall's end.
-        assert slowest < 0.5, slowest
+        assert slowest < 0.5 * c.patience, slowest
         for _ in range(100):
             if len(ends) == 8:
                 break
@@ -389,6 +389,7 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--build", type=pathlib.Path, required=True)
     parser.add_argument("--kills", type=int, default=20, help="SIGKILL trials of each kind")
+    parser.add_argument("--patience", type=float, default=1, help="times as long as a build without sanitizers may take")
     parser.add_argument("names", nargs="*")
     arguments = parser.parse_args()
     passed = failed = 0
@@ -401,7 +402,7 @@ def main() -> int:
                 continue
             begin = time.monotonic()
             try:
-                test(Context(arguments.build.resolve(), pathlib.Path(tempfile.mkdtemp(dir=work)), arguments.kills))
+                test(Context(arguments.build.resolve(), pathlib.Path(tempfile.mkdtemp(dir=work)), arguments.kills, arguments.patience))
                 passed += 1
                 print(f"ok   {name} ({time.monotonic() - begin:.1f} s)", flush=True)
             except Exception:

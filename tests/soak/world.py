@@ -28,7 +28,7 @@ ROOT = HERE.parents[1]
 
 
 def load(name: str, path: pathlib.Path):
-    """Both of the suites beside this one are called run.py."""
+    """The suites beside this one are called run.py, too."""
     spec = importlib.util.spec_from_file_location(name, path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
@@ -36,7 +36,7 @@ def load(name: str, path: pathlib.Path):
     return module
 
 
-integration = load("ovpress_integration", ROOT / "tests/integration/run.py")
+integration = load("harness", ROOT / "tests/integration/harness.py")
 faults = load("ovpress_faults", ROOT / "tests/faults/run.py")
 
 
@@ -456,7 +456,7 @@ def audit_empty(server: Server, ledger: Ledger, where: str):
             client.operations.DeleteOperation(client.lro.DeleteOperationRequest(name=operation.name), timeout=30)
     client.channel.close()
     store = server.data / "store"
-    for _ in range(100):
+    for _ in range(1200):
         left = [p for p in store.rglob("*") if p.is_file() and p.name != "LOCK"]
         if not left:
             break
