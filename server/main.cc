@@ -30,7 +30,7 @@
 #include "server/rpc/services.h"
 #include "server/token_command.h"
 #include "spdlog/spdlog.h"
-#include "usage/usage.h"
+#include "core/usage/usage.h"
 
 namespace ovpress {
 namespace {

@@ -17,7 +17,7 @@
 #include "core/base/status_macros.h"
 #include "core/engine/compression.h"
 #include "core/engine/presets.h"
-#include "usage/usage.h"
+#include "core/usage/usage.h"
 #ifdef OVPRESS_WITH_REMOTE
 #include "client/cli/remote.h"
 #endif

@@ -60,8 +60,8 @@ void CompressionFlags::Register(CLI::App* app) {
           ->group(group);
   app->add_option("--group-size-fallback", group_size_fallback,
                   "If a group size does not divide a channel: error, ignore "
-                  "(the layer stays float), adjust (take a smaller power of "
-                  "two)")
+                  "(the layer stays float), adjust (take the largest power "
+                  "of two that does, as NNCF)")
       ->capture_default_str()
       ->group(group);
   app->add_option("--min-adjusted-group-size", min_adjusted_group_size,

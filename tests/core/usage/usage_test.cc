@@ -1,6 +1,6 @@
 // What the tests over the real programs (tests/package) cannot provoke:
 // characters that mean something to roff or a shell, and hidden things.
-#include "usage/usage.h"
+#include "core/usage/usage.h"
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"

@@ -1,8 +1,8 @@
 // Man pages and shell completion, made from what a program tells CLI11, so that
 // they cannot say anything else than --help does. Options and commands of the
 // group "" are hidden from --help and from here.
-#ifndef OVPRESS_USAGE_USAGE_H_
-#define OVPRESS_USAGE_USAGE_H_
+#ifndef OVPRESS_CORE_USAGE_USAGE_H_
+#define OVPRESS_CORE_USAGE_USAGE_H_
 
 #include <map>
 #include <string>
@@ -39,4 +39,4 @@ std::string CompletionScript(const CLI::App& app, Shell shell,
 
 }  // namespace ovpress
 
-#endif  // OVPRESS_USAGE_USAGE_H_
+#endif  // OVPRESS_CORE_USAGE_USAGE_H_

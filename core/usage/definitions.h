@@ -1,6 +1,6 @@
 // What man pages and completion read from CLI11; internal to this folder.
-#ifndef OVPRESS_USAGE_DEFINITIONS_H_
-#define OVPRESS_USAGE_DEFINITIONS_H_
+#ifndef OVPRESS_CORE_USAGE_DEFINITIONS_H_
+#define OVPRESS_CORE_USAGE_DEFINITIONS_H_
 
 #include <string>
 #include <utility>
@@ -61,4 +61,4 @@ inline std::vector<std::string> LongAndShortNames(const CLI::Option& option) {
 
 }  // namespace ovpress::usage_internal
 
-#endif  // OVPRESS_USAGE_DEFINITIONS_H_
+#endif  // OVPRESS_CORE_USAGE_DEFINITIONS_H_

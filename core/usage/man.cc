@@ -7,8 +7,8 @@
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_replace.h"
 #include "absl/strings/string_view.h"
-#include "usage/definitions.h"
-#include "usage/usage.h"
+#include "core/usage/definitions.h"
+#include "core/usage/usage.h"
 
 namespace ovpress {
 namespace {
