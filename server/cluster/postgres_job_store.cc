@@ -7,9 +7,7 @@
 #include <utility>
 
 #include "absl/strings/escaping.h"
-#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_split.h"
 #include "core/base/mutex.h"
 #include "core/base/status_macros.h"
 #include "server/jobs/errors.h"
@@ -298,26 +296,11 @@ class PostgresJobStore final : public JobStore {
 
   absl::StatusOr<JobPage> List(const JobFilter& filter, int page_size,
                                absl::string_view page_token) override {
-    // The token holds where to go on and what it was made for.
-    std::string key = filter.owner.has_value() ? "o" + *filter.owner : "a";
+    OVPRESS_ASSIGN_OR_RETURN(const int64_t before,
+                             ReadPageToken(filter, page_token));
     std::vector<int64_t> states;
     for (const JobState state : filter.states) {
       states.push_back(static_cast<int>(state));
-      absl::StrAppend(&key, "|", states.back());
-    }
-    for (const auto& [name, value] : filter.labels) {
-      absl::StrAppend(&key, "|", name, "=", value);
-    }
-    const std::string mark = Sha256Hex(key).substr(0, 16);
-    int64_t before = std::numeric_limits<int64_t>::max();
-    if (!page_token.empty()) {
-      const std::vector<absl::string_view> parts =
-          absl::StrSplit(page_token, '-');
-      if (parts.size() != 2 || parts[1] != mark ||
-          !absl::SimpleAtoi(parts[0], &before)) {
-        return absl::InvalidArgumentError(
-            "page_token is not of a page with this filter");
-      }
     }
     const absl::StatusOr<PgRows> rows = Select(
         "WHERE seq < $1 AND ($2::text IS NULL OR owner = $2)"
@@ -331,8 +314,7 @@ class PostgresJobStore final : public JobStore {
     JobPage page{.jobs = std::move(jobs)};
     if (page.jobs.size() > static_cast<size_t>(page_size)) {
       page.jobs.pop_back();
-      page.next_page_token =
-          absl::StrCat(rows->Int(page_size - 1, 0), "-", mark);
+      page.next_page_token = MakePageToken(filter, rows->Int(page_size - 1, 0));
     }
     return page;
   }

@@ -172,6 +172,13 @@ class JobStore {
 // The blobs that a stored job holds: inputs until it ends, then its result.
 std::vector<BlobRef> BlobsHeldBy(const JobRecord& job);
 
+// For stores: a page token holds where the next page begins and for which
+// filter it was made.
+std::string MakePageToken(const JobFilter& filter, int64_t before);
+// "" is the first page: the largest number. kInvalidArgument.
+absl::StatusOr<int64_t> ReadPageToken(const JobFilter& filter,
+                                      absl::string_view token);
+
 }  // namespace ovpress
 
 #endif  // OVPRESS_SERVER_JOBS_JOB_STORE_H_

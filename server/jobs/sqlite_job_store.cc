@@ -12,9 +12,7 @@
 #include <utility>
 #include <variant>
 
-#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_split.h"
 #include "core/base/mutex.h"
 #include "core/base/status_macros.h"
 #include "server/jobs/job_json.h"
@@ -144,25 +142,8 @@ class SqliteJobStore final : public JobStore {
 
   absl::StatusOr<JobPage> List(const JobFilter& filter, int page_size,
                                absl::string_view page_token) override {
-    // The token holds where to go on and what it was made for.
-    std::string key = filter.owner.has_value() ? "o" + *filter.owner : "a";
-    for (const JobState state : filter.states) {
-      absl::StrAppend(&key, "|", static_cast<int>(state));
-    }
-    for (const auto& [name, value] : filter.labels) {
-      absl::StrAppend(&key, "|", name, "=", value);
-    }
-    const std::string mark = Sha256Hex(key).substr(0, 16);
-    int64_t before = std::numeric_limits<int64_t>::max();
-    if (!page_token.empty()) {
-      const std::vector<absl::string_view> parts =
-          absl::StrSplit(page_token, '-');
-      if (parts.size() != 2 || parts[1] != mark ||
-          !absl::SimpleAtoi(parts[0], &before)) {
-        return absl::InvalidArgumentError(
-            "page_token is not of a page with this filter");
-      }
-    }
+    OVPRESS_ASSIGN_OR_RETURN(const int64_t before,
+                             ReadPageToken(filter, page_token));
     MutexLock lock(&mutex_);
     JobPage page;
     std::string where = "WHERE seq<?";
@@ -196,7 +177,7 @@ class SqliteJobStore final : public JobStore {
           page.jobs.push_back(std::move(job));
           return absl::OkStatus();
         }));
-    if (more) page.next_page_token = absl::StrCat(last, "-", mark);
+    if (more) page.next_page_token = MakePageToken(filter, last);
     return page;
   }
 
