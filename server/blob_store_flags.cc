@@ -22,7 +22,8 @@ absl::StatusOr<Blobs> OpenDirectory(const std::string& directory,
                            OpenLocalBlobStore({.directory = directory,
                                                .limits = options.limits,
                                                .clock = options.clock,
-                                               .observer = options.observer},
+                                               .observer = options.observer,
+                                               .quotas = options.quotas},
                                               &recovered));
   blobs.description = absl::StrCat(
       directory, ": ", recovered.blobs, " blobs of ", recovered.blob_bytes,
