@@ -659,6 +659,49 @@ TEST_F(JobsTest, ManagerRunsCancelsRequeuesAndAnswersFromTheCache) {
   EXPECT_EQ(GetMissingBlobs(manager->Submit(spec).status()).size(), 1u);
 }
 
+TEST_F(JobsTest, AJobWhoseEndCannotBeStoredRunsAgainFromItsInputs) {
+  limits_.max_store_bytes = 1000;
+  limits_.min_blob_age = absl::Seconds(1);
+  auto blobs = OpenBlobs();
+  auto store = *OpenSqliteJobStore({.path = folder_ + "/jobs.sqlite",
+                                    .busy_timeout = absl::Milliseconds(1)});
+  const auto executor = FairExecutor::Create(
+      {.threads = 1, .backend = FairExecutorOptions::Backend::kThreads});
+  FakeRunner runner;
+  runner.hold = true;
+  ASSERT_TRUE(Upload(*blobs, "o", "xml").ok());
+  ASSERT_TRUE(Upload(*blobs, "o", "bin").ok());
+  auto manager = *JobManager::Create({.limits = {.max_running = 1},
+                                      .jobs = store.get(),
+                                      .blobs = blobs.get(),
+                                      .runner = &runner,
+                                      .executor = executor.get(),
+                                      .clock = &clock_});
+  JobSpec spec = Job("").spec;
+  ASSERT_TRUE(SetOptions({}, &spec).ok());
+  const std::string id = manager->Submit(spec)->record.id;
+  while (manager->Get("o", id)->record.state != JobState::kRunning) {
+    std::this_thread::yield();
+  }
+  // Somebody else keeps the database to himself while the job ends.
+  sqlite3* other = nullptr;
+  ASSERT_EQ(sqlite3_open((folder_ + "/jobs.sqlite").c_str(), &other),
+            SQLITE_OK);
+  sqlite3_busy_timeout(other, 10000);
+  ASSERT_EQ(sqlite3_exec(other, "BEGIN EXCLUSIVE", nullptr, nullptr, nullptr),
+            SQLITE_OK);
+  runner.hold = false;
+  while (manager->Stats().running > 0) std::this_thread::yield();
+  ASSERT_EQ(sqlite3_close(other), SQLITE_OK);
+  // Old and unused but for the job: a full store would evict the inputs.
+  clock_.Advance(absl::Minutes(1));
+  EXPECT_EQ(Upload(*blobs, "p", std::string(1000, 'x')).code(),
+            absl::StatusCode::kResourceExhausted);
+  EXPECT_TRUE(Has(*blobs, "o", "xml") && Has(*blobs, "o", "bin"));
+  EXPECT_EQ(manager->Wait("o", id, absl::Seconds(30))->record.state,
+            JobState::kSucceeded);
+}
+
 TEST_F(JobsTest, OwnersQueuesAndResultsAreApart) {
   quotas_.of["o"] = {.max_queued = 3};
   auto blobs = OpenBlobs();
