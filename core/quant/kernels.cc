@@ -426,6 +426,16 @@ bool DoMakeSteps(const scalar::StepRule& rule, const float* lo, const float* hi,
 
 // --- codes -----------------------------------------------------------------
 
+// The smaller one; `high` for NaN.
+HWY_INLINE VF AtMost(VF x, VF high) {
+#if HWY_ARCH_X86 && HWY_TARGET != HWY_SCALAR
+  // minps gives its second operand where one is NaN.
+  return hn::Min(x, high);
+#else
+  return hn::IfThenElse(hn::Lt(x, high), x, high);
+#endif
+}
+
 // x clamped to [low, high]; low for NaN.
 HWY_INLINE VF Clamp(VF x, VF low, VF high) {
 #if HWY_ARCH_X86 && HWY_TARGET != HWY_SCALAR
@@ -458,18 +468,23 @@ class Counter {
     const DI di;
     VI code = hn::Zero(di);
 #if HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX3_DL
-    if (count_ < std::size(padded_)) {
-      // A binary search in one register: `code` thresholds are known to lie
-      // below x.
-      const VF table = hn::Load(df, padded_);
-      for (int half = 8; half > 0; half /= 2) {
-        const VF threshold = hn::TableLookupLanes(
-            table,
-            hn::IndicesFromVec(df, hn::Add(code, hn::Set(di, half - 1))));
-        code = hn::Add(
+    if (count_ <= kSearched) {
+      // A binary search in registers: `code` thresholds are known to lie below
+      // x. The table starts at the first threshold that a step may compare, so
+      // that `code` is the index.
+      const auto step = [&](VF threshold, int half) HWY_ATTR {
+        code = hn::Or(
             code, hn::IfThenElseZero(hn::RebindMask(di, hn::Gt(x, threshold)),
                                      hn::Set(di, half)));
-      }
+      };
+      const auto at_code = [&](const float* table) HWY_ATTR {
+        return hn::TableLookupLanes(hn::LoadU(df, table),
+                                    hn::IndicesFromVec(df, code));
+      };
+      step(hn::Set(df, padded_[7]), 8);
+      step(at_code(padded_ + 3), 4);
+      step(at_code(padded_ + 1), 2);
+      step(at_code(padded_), 1);
       return code;
     }
 #endif
@@ -486,7 +501,8 @@ class Counter {
  private:
   const float* const thresholds_;
   const size_t count_;
-  HWY_ALIGN float padded_[16];
+  static constexpr size_t kSearched = 15;
+  HWY_ALIGN float padded_[kSearched + HWY_MAX_BYTES / 4];
 };
 
 // Makes codes of quotients: in the low bits of each lane; the others may hold
@@ -536,29 +552,28 @@ class Coder {
   static HWY_INLINE VI F8Codes(VF quotient) {
     const DF df;
     const DI di;
-    const VI bits = hn::BitCast(di, quotient);
-    const VI sign = hn::And(hn::ShiftRight<24>(bits), hn::Set(di, 0x80));
-    VI m = hn::And(bits, hn::Set(di, 0x7fffffff));
-    // To f16's eleven bits first. Values below f16's normal range end as 0
-    // whichever way they are rounded.
-    m = hn::Add(m, hn::Add(hn::Set(di, 0xfff),
-                           hn::And(hn::ShiftRight<13>(m), hn::Set(di, 1))));
-    m = hn::AndNot(hn::Set(di, 0x1fff), m);
-    const VI rounded =
-        hn::Add(m, hn::Add(hn::Set(di, 0x7ffff),
-                           hn::And(hn::ShiftRight<20>(m), hn::Set(di, 1))));
-    const VI normal =
-        hn::Min(hn::Sub(hn::ShiftRight<20>(rounded), hn::Set(di, 120 << 3)),
-                hn::Set(di, 0x7f));
-    const VF magnitude = hn::BitCast(df, m);
-    const VI subnormal = hn::And(
-        RoundedBits(
-            hn::Mul(hn::Min(magnitude, hn::Set(df, 1.0f)), hn::Set(df, 512.0f)),
-            0.0f),
-        hn::Set(di, 0xff));
-    const VI code =
-        hn::IfThenElse(hn::Lt(m, hn::Set(di, 0x3c800000)), subnormal, normal);
-    return hn::Or(code, sign);
+    const VI exponent_bits = hn::Set(di, 0x7f800000);
+    const VI sign = hn::And(hn::ShiftRight<24>(hn::BitCast(di, quotient)),
+                            hn::Set(di, 0x80));
+    // Above 464 all is NaN's code, which is what 512 ends as.
+    VF m = AtMost(hn::Abs(quotient), hn::Set(df, 512.0f));
+    // To f16's eleven bits first: a number 2^13 times as large is added and
+    // taken away. Values below f16's normal range end as 0 whichever way they
+    // are rounded.
+    const VF to_f16 =
+        hn::BitCast(df, hn::Add(hn::And(hn::BitCast(di, m), exponent_bits),
+                                hn::Set(di, 13 << 23)));
+    m = hn::Sub(hn::Add(m, to_f16), to_f16);
+    // To four bits, or to multiples of 2^-9 below 2^-6: 2^20 times as large,
+    // and what was added stands in the last bits.
+    const VI exponent = hn::Max(hn::And(hn::BitCast(di, m), exponent_bits),
+                                hn::Set(di, 121 << 23));
+    const VI to_f8 = hn::Add(exponent, hn::Set(di, 20 << 23));
+    const VI digits =
+        hn::Sub(hn::BitCast(di, hn::Add(m, hn::BitCast(df, to_f8))), to_f8);
+    const VI code = hn::Add(
+        hn::Sub(hn::ShiftRight<20>(exponent), hn::Set(di, 121 << 3)), digits);
+    return hn::Or(hn::Min(code, hn::Set(di, 0x7f)), sign);
   }
 
   const float bottom_;
