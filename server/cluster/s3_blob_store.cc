@@ -441,7 +441,20 @@ class S3BlobStoreImpl::Writer final : public BlobWriter {
           .number = number, .etag = std::move(etag), .size_bytes = body.size};
     }
     OVPRESS_ASSIGN_OR_RETURN(const std::string upload_id, UploadId());
-    return s3.UploadPart(store_->PartOf(key_, upload_id, number), body);
+    absl::StatusOr<S3Part> sent =
+        s3.UploadPart(store_->PartOf(key_, upload_id, number), body);
+    if (!sent.ok()) return OursOr(sent.status(), upload_id);
+    return sent;
+  }
+
+  // A multipart upload that is gone was removed by another server, because this
+  // one lost its session: then that is the error, not the object store's.
+  absl::Status OursOr(const absl::Status& status,
+                      const std::string& upload_id) {
+    if (absl::IsNotFound(status)) {
+      OVPRESS_RETURN_IF_ERROR(store_->index_->SetUploadId(key_, upload_id));
+    }
+    return status;
   }
 
   // Begins the multipart upload; who comes meanwhile waits.
@@ -506,10 +519,10 @@ class S3BlobStoreImpl::Writer final : public BlobWriter {
       return present.status();
     }
     if (parts_.size() > 1) {
-      OVPRESS_ASSIGN_OR_RETURN(
-          made->blob.object.etag,
-          store_->options_.s3->CompleteMultipart(
-              store_->PartOf(key_, made->upload_id, 0), made->parts));
+      absl::StatusOr<std::string> etag = store_->options_.s3->CompleteMultipart(
+          store_->PartOf(key_, made->upload_id, 0), made->parts);
+      if (!etag.ok()) return OursOr(etag.status(), made->upload_id);
+      made->blob.object.etag = *std::move(etag);
     }
     OVPRESS_ASSIGN_OR_RETURN(const int64_t pin, index.Publish(made->blob));
     published_ = true;

@@ -98,6 +98,7 @@ void TempSeaweed::Start() {
       "-s3.port=" + port(0),
       "-s3.config=" + folder_ + "/s3.json",
       "-s3.port.iceberg=0",
+      "-s3.port.lance=0",
       "-s3.port.grpc=" + port(5),
       "-filer",
       "-filer.port=" + port(1),

@@ -12,7 +12,17 @@ from typing import TYPE_CHECKING, Any, Awaitable, Callable, Dict, Iterator, List
 
 from . import _messages as pb
 from ._channel import Settings
-from ._files import Hasher, Output, bin_path, check_distinct, chunks, input_paths, output_path, prepare_folder
+from ._files import (
+    Hasher,
+    Output,
+    bin_path,
+    check_distinct,
+    chunks,
+    input_paths,
+    is_address,
+    output_path,
+    prepare_folder,
+)
 from ._transport import Transport
 from .errors import (
     AbortedError,
@@ -272,9 +282,13 @@ class Core:
         self, model: Path, options: Mapping[str, Any], report: Callable[[str, int, int], None], request_id: str
     ) -> Job:
         request = request_to_proto(options)
-        xml, weights = input_paths(model, options.get("weights"))
-        blobs = await self.upload([xml, weights], report, request.request_id, request.options)
-        request.model.CopyFrom(pb.ModelBlobs(xml=blob_to_proto(blobs[0]), bin=blob_to_proto(blobs[1])))
+        if is_address(model):
+            weights = options.get("weights")
+            request.model_address.CopyFrom(pb.ModelAddress(xml=str(model), bin=str(weights) if weights else ""))
+        else:
+            xml, weights = input_paths(model, options.get("weights"))
+            blobs = await self.upload([xml, weights], report, request.request_id, request.options)
+            request.model.CopyFrom(pb.ModelBlobs(xml=blob_to_proto(blobs[0]), bin=blob_to_proto(blobs[1])))
         request.request_id = request_id  # with an id a repeated call is the same job
         return job_from_proto(await self._unary(_COMPRESSION + "CompressModel", request, pb.Operation))
 
@@ -401,9 +415,14 @@ class Core:
         detach: bool,
     ) -> Result:
         check_keywords(options, job=True)
-        inputs = input_paths(model, options.get("weights"))
-        xml = output_path(output, inputs[0].name)
-        check_distinct(inputs, xml)
+        if is_address(output):
+            raise ValueError("compress() writes local files; give submit() the output_address instead")
+        if is_address(model):
+            xml = output_path(output, str(model).rpartition("/")[2])
+        else:
+            inputs = input_paths(model, options.get("weights"))
+            xml = output_path(output, inputs[0].name)
+            check_distinct(inputs, xml)
         await self._transport.work(prepare_folder, xml)
         report = _Reporter(progress)
         request_id = options.get("request_id") or str(uuid.uuid4())

@@ -22,6 +22,11 @@ def bin_path(xml: pathlib.Path) -> pathlib.Path:
     return xml.with_suffix(".bin")
 
 
+def is_address(model: Path) -> bool:
+    """Whether it names an object that the server reads itself, not a file."""
+    return isinstance(model, str) and model.startswith("s3://")
+
+
 def input_paths(model: Path, weights: Optional[Path]) -> Tuple[pathlib.Path, Optional[pathlib.Path]]:
     """The .xml and the .bin; None for the latter if there is none, which a
     model without constants may do."""

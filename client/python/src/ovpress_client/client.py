@@ -99,7 +99,8 @@ class Client:
     def submit(
         self, model: Path, *, progress: Optional[Progress] = None, **options: Unpack[JobKeywords]
     ) -> Job:
-        """Uploads the model and starts a job; returns once the server has it."""
+        """Uploads the model and starts a job; returns once the server has it.
+        An address "s3://bucket/key.xml" is read by the server itself."""
         return run_blocking(self._core.submit(model, options, progress))
 
     def status(self, job: Union[str, Job]) -> Job:

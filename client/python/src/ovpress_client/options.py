@@ -100,6 +100,8 @@ class JobKeywords(CompressionKeywords, total=False):
     max_run_time: Union[float, datetime.timedelta, None]
     #: Do not answer from the server's cache of results.
     ignore_result_cache: bool
+    #: "s3://bucket/key.xml": the server also writes the result there.
+    output_address: Optional[str]
 
 
 _COMPRESSION: FrozenSet[str] = frozenset(CompressionKeywords.__annotations__)
@@ -239,4 +241,6 @@ def request_to_proto(given: Mapping[str, Any]) -> pb.CompressModelRequest:
         request.ttl.CopyFrom(_duration(given["ttl"]))
     if given.get("max_run_time") is not None:
         request.max_run_time.CopyFrom(_duration(given["max_run_time"]))
+    if given.get("output_address"):
+        request.output_address.CopyFrom(pb.ModelAddress(xml=str(given["output_address"])))
     return request
