@@ -275,50 +275,70 @@ def test_kill_during_uploads(c: Context):
 def test_stalled_transfers_delay_no_health_check(c: Context):
     from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-    with c.server("--idle-timeout=3") as server:
+    # Long enough for all health calls below, were each as slow as is allowed.
+    with c.server(f"--idle-timeout={6 * c.patience}") as server:
         client = server.client()
+        blob = client.upload(bytes(64 * CHUNK))
         release = threading.Event()
         ends = []
 
-        def stall(i):
+        def stalled_upload(i):
             stalled = server.client()
             data = bytes([i]) * (4 * CHUNK)
 
             def messages():
                 yield stalled.bs.WriteRequest(resource_name=stalled.upload_name(data), data=data[:CHUNK])
-                release.wait(20)
+                release.wait(60)
 
+            stalled.bytes.Write(messages(), timeout=120)
+
+        def stalled_download(_):
+            stalled = server.client()
+            read = stalled.bytes.Read(stalled.bs.ReadRequest(resource_name=f"blobs/{blob.sha256}/{blob.size_bytes}"), timeout=120)
+            next(read)
+            release.wait(60)
+            for _ in read:
+                pass
+
+        def stall(kind, i):
             try:
-                stalled.bytes.Write(messages(), timeout=60)
+                kind(i)
             except grpc.RpcError as error:
                 ends.append(error.code())
 
-        threads = [threading.Thread(target=stall, args=(i,)) for i in range(8)]
+        threads = [threading.Thread(target=stall, args=(stalled_download if i < 3 else stalled_upload, i)) for i in range(8)]
         for thread in threads:
             thread.start()
-        time.sleep(0.5)
-        assert "ovpress_transfers_active 8" in server.page("/metrics")[1]
+        # They have sent and taken what flow control allows once nothing moves any more.
+        moved = ""
+
+        def standstill():
+            nonlocal moved
+            before, moved = moved, [line for line in server.page("/metrics")[1].splitlines() if line.startswith(("ovpress_transfer_bytes_total", "ovpress_transfers_active"))]
+            time.sleep(0.3)
+            return "ovpress_transfers_active 8" in moved and before == moved
+
+        wait_until(standstill)
         error = expect(grpc.StatusCode.RESOURCE_EXHAUSTED, lambda: client.write(client.upload_name(b"more"), b"more"), "max_transfers_per_owner")
         assert details(error, "RetryInfo")
         health = health_pb2_grpc.HealthStub(client.channel)
         for service in ("", "ovpress.v1.WeightCompression"):
             assert health.Check(health_pb2.HealthCheckRequest(service=service)).status == health_pb2.HealthCheckResponse.SERVING
-        slowest = 0
-        for _ in range(50):
+        seconds = []
+        for _ in range(61):
             begin = time.monotonic()
             health.Check(health_pb2.HealthCheckRequest())
-            slowest = max(slowest, time.monotonic() - begin)
-        # The goal is 50 ms; a shared machine may hiccup, a blocked server waits for the stall's end.
-        assert slowest < 0.5 * c.patience, slowest
-        for _ in range(100):
-            if len(ends) == 8:
-                break
-            time.sleep(0.1)
-        assert len(ends) == 8, "stalled uploads were not ended"
-        assert set(ends) == {grpc.StatusCode.DEADLINE_EXCEEDED}, ends
+            seconds.append(time.monotonic() - begin)
+        # All of it while every transfer stalled: a call that waited for their end would show here.
+        assert "ovpress_transfers_active 8" in server.page("/metrics")[1] and not ends, ends
+        # The median, for other programs may hold the processor through a call or two.
+        median = sorted(seconds)[len(seconds) // 2]
+        assert median < 0.05 * c.patience, f"median {median * 1000:.1f} ms, slowest {max(seconds) * 1000:.1f} ms"
+        wait_until(lambda: "ovpress_transfers_active 0" in server.page("/metrics")[1], 20 * c.patience)
         release.set()
         for thread in threads:
             thread.join()
+        assert ends == [grpc.StatusCode.DEADLINE_EXCEEDED] * 8, ends
         assert client.upload(b"works again")
 
 
