@@ -281,6 +281,16 @@ class LocalBlobStore final : public BlobStore {
   // `path` still, so that an upload loses nothing that it was told is durable.
   absl::StatusOr<uint64_t> Publish(const std::string& path, const BlobRef& ref,
                                    const std::string& owner, bool pin);
+  // Its parts. A disk may take seconds to sync, so that is done without
+  // mutex_; meanwhile `ref` is in publishing_, and whoever would take away what
+  // is being named waits. Returns whether the store's own file is right.
+  bool BeginPublication(const BlobRef& ref);
+  absl::Status NameOnDisk(const std::string& path, const BlobRef& ref,
+                          const std::string& owner, bool keep);
+  void AwaitPublication(const BlobRef& ref)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    while (publishing_.contains(ref)) published_.Wait(&mutex_);
+  }
   bool OwnerHas(const std::string& owner, const BlobRef& ref)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Use(const BlobRef& ref, BlobInfo& info)
@@ -293,8 +303,11 @@ class LocalBlobStore final : public BlobStore {
   void Unpin(const std::vector<Pinned>& pinned);
   // Verify() unless it was done already and the file is as it was.
   absl::Status EnsureVerified(const BlobRef& ref);
-  // Sets a damaged blob aside; kDataLoss.
-  absl::Status Spoil(const BlobRef& ref, absl::string_view what);
+  // Sets a damaged blob aside; kDataLoss. OK if what lies there now is not the
+  // file that was examined (0: there was none) but one that is known to be
+  // right.
+  absl::Status Spoil(const BlobRef& ref, ino_t examined,
+                     absl::string_view what);
   uint64_t UsedBytes() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
     return blob_bytes_ + staged_bytes_ + reserved_bytes_;
   }
@@ -340,6 +353,9 @@ class LocalBlobStore final : public BlobStore {
   Mutex mutex_;
   uint64_t next_generation_ ABSL_GUARDED_BY(mutex_) = 1;
   std::map<BlobRef, BlobInfo> blobs_ ABSL_GUARDED_BY(mutex_);
+  // What Publish() is writing to the disk, and the wait for its end.
+  std::set<BlobRef> publishing_ ABSL_GUARDED_BY(mutex_);
+  CondVar published_;
   std::map<std::string, std::shared_ptr<Staged>> staged_
       ABSL_GUARDED_BY(mutex_);
   uint64_t blob_bytes_ ABSL_GUARDED_BY(mutex_) = 0;
@@ -877,17 +893,24 @@ void LocalBlobStore::Unpin(const std::vector<Pinned>& pinned) {
   }
 }
 
-absl::StatusOr<uint64_t> LocalBlobStore::Publish(const std::string& path,
-                                                 const BlobRef& ref,
-                                                 const std::string& owner,
-                                                 bool pin) {
+bool LocalBlobStore::BeginPublication(const BlobRef& ref) {
   MutexLock lock(&mutex_);
-  const std::string target = BlobPath(ref);
-  const std::string folder = target.substr(0, target.rfind('/'));
+  AwaitPublication(ref);
+  publishing_.insert(ref);
   const auto present = blobs_.find(ref);
-  // Bytes that are known to be right replace those that are not.
-  if (present == blobs_.end() || !present->second.verified.has_value() ||
-      present->second.verified != LookAt(target)) {
+  if (present == blobs_.end()) return false;
+  // Nobody drops it, and with it the name that is about to be replaced.
+  ++present->second.pins;
+  return present->second.verified.has_value() &&
+         present->second.verified == LookAt(BlobPath(ref));
+}
+
+absl::Status LocalBlobStore::NameOnDisk(const std::string& path,
+                                        const BlobRef& ref,
+                                        const std::string& owner, bool keep) {
+  if (!keep) {
+    const std::string target = BlobPath(ref);
+    const std::string folder = target.substr(0, target.rfind('/'));
     OVPRESS_RETURN_IF_ERROR(MakeDirectory(folder));
     OVPRESS_RETURN_IF_ERROR(SyncDirectory(Path("blobs")));
     OVPRESS_RETURN_IF_ERROR(AddName(path, TemporaryPath(), target));
@@ -903,8 +926,30 @@ absl::StatusOr<uint64_t> LocalBlobStore::Publish(const std::string& path,
   OVPRESS_RETURN_IF_ERROR(Step("marker_made"));
   OVPRESS_RETURN_IF_ERROR(SyncDirectory(MarkerFolder(owner)));
   OVPRESS_RETURN_IF_ERROR(Step("marker_synced"));
-  // Before the look below is taken: losing a name changes the file's.
+  // Before the file's look is taken: losing a name changes it.
   ::unlink(path.c_str());
+  return absl::OkStatus();
+}
+
+absl::StatusOr<uint64_t> LocalBlobStore::Publish(const std::string& path,
+                                                 const BlobRef& ref,
+                                                 const std::string& owner,
+                                                 bool pin) {
+  // Bytes that are known to be right replace those that are not.
+  const bool keep = BeginPublication(ref);
+  const absl::Status status = NameOnDisk(path, ref, owner, keep);
+  MutexLock lock(&mutex_);
+  publishing_.erase(ref);
+  published_.SignalAll();
+  const auto present = blobs_.find(ref);
+  if (present != blobs_.end()) --present->second.pins;  // BeginPublication()'s
+  if (!status.ok()) {
+    if (present != blobs_.end() && present->second.pins == 0 &&
+        present->second.owners.empty()) {
+      Drop(ref);
+    }
+    return status;
+  }
   const auto [at, is_new] = blobs_.try_emplace(ref);
   BlobInfo& info = at->second;
   if (is_new) {
@@ -913,7 +958,7 @@ absl::StatusOr<uint64_t> LocalBlobStore::Publish(const std::string& path,
   }
   info.owners.insert(owner);
   if (pin) ++info.pins;
-  info.verified = LookAt(target);
+  if (!keep) info.verified = LookAt(BlobPath(ref));
   Use(ref, info);
   if (options_.observer) options_.observer->OnBlobPublished(ref.size_bytes);
   return info.generation;
@@ -1002,14 +1047,14 @@ absl::Status LocalBlobStore::Verify(const BlobRef& ref) {
   if (IsEmptyBlob(ref)) return absl::OkStatus();
   const std::string path = BlobPath(ref);
   const absl::StatusOr<Fd> fd = Open(path, O_RDONLY);
-  if (absl::IsNotFound(fd.status())) return Spoil(ref, "is gone");
+  if (absl::IsNotFound(fd.status())) return Spoil(ref, 0, "is gone");
   OVPRESS_RETURN_IF_ERROR(fd.status());
   struct stat before {};
   if (::fstat(fd->get(), &before) != 0) {
     return ErrnoToStatus(errno, absl::StrCat("examining ", path));
   }
   if (static_cast<uint64_t>(before.st_size) != ref.size_bytes) {
-    return Spoil(ref, "does not have its size any more");
+    return Spoil(ref, before.st_ino, "does not have its size any more");
   }
   Sha256Hasher hasher;
   const absl::Status read =
@@ -1017,7 +1062,7 @@ absl::Status LocalBlobStore::Verify(const BlobRef& ref) {
   // A disk that cannot read now may do so later: nothing is known of the bytes.
   if (!read.ok() && !absl::IsDataLoss(read)) return read;
   if (!read.ok() || hasher.FinishHex() != ref.sha256) {
-    return Spoil(ref, "does not have its digest any more");
+    return Spoil(ref, before.st_ino, "does not have its digest any more");
   }
   MutexLock lock(&mutex_);
   const auto it = blobs_.find(ref);
@@ -1040,9 +1085,17 @@ absl::Status LocalBlobStore::EnsureVerified(const BlobRef& ref) {
   return Verify(ref);
 }
 
-absl::Status LocalBlobStore::Spoil(const BlobRef& ref, absl::string_view what) {
-  if (options_.observer) options_.observer->OnBlobCorrupt(ref);
+absl::Status LocalBlobStore::Spoil(const BlobRef& ref, ino_t examined,
+                                   absl::string_view what) {
   MutexLock lock(&mutex_);
+  AwaitPublication(ref);
+  const std::optional<FileLook> look = LookAt(BlobPath(ref));
+  const auto it = blobs_.find(ref);
+  if (it != blobs_.end() && look.has_value() && look->inode != examined &&
+      it->second.verified == look) {
+    return absl::OkStatus();
+  }
+  if (options_.observer) options_.observer->OnBlobCorrupt(ref);
   Rename(BlobPath(ref), absl::StrCat(root_, "/corrupt/", FileName(ref)))
       .IgnoreError();
   Drop(ref);
@@ -1055,6 +1108,7 @@ absl::Status LocalBlobStore::Release(absl::string_view owner,
                                      const BlobRef& ref) {
   const std::string hash = Sha256Hex(owner);
   MutexLock lock(&mutex_);
+  AwaitPublication(ref);
   if (OwnerHas(hash, ref)) TakeFrom(hash, ref);
   return absl::OkStatus();
 }

@@ -6,6 +6,7 @@
 #include <chrono>
 #include <filesystem>
 #include <fstream>
+#include <future>
 #include <limits>
 #include <thread>
 
@@ -228,6 +229,106 @@ TEST_F(JobsTest, ACrashAtAnyStepLosesNothingAcknowledged) {
     ASSERT_TRUE(store->Release("o", BlobRefOf(bytes)).ok());
     EXPECT_EQ(store->Stats().blob_count, 0u) << step;
     EXPECT_EQ(store->Stats().upload_count, 0u) << step;
+  }
+}
+
+// A disk whose syncs take long: publications stop at `step` until it is let go.
+class SlowDisk {
+ public:
+  explicit SlowDisk(std::string step) : step_(std::move(step)) {}
+  std::function<absl::Status(absl::string_view)> hook() {
+    return [this](absl::string_view at) {
+      if (at == step_ && armed_.exchange(false)) {
+        reached_.set_value();
+        // Not for ever: a store that waits shall fail the test, not hang it.
+        released_.get_future().wait_for(std::chrono::seconds(20));
+        done_ = true;
+      }
+      return absl::OkStatus();
+    };
+  }
+  void AwaitStop() { reached_.get_future().wait(); }
+  void Release() { released_.set_value(); }
+  // The calls so far did not wait for the disk.
+  bool still_waits() const { return !done_; }
+
+ private:
+  const std::string step_;
+  std::atomic<bool> armed_{true};
+  std::atomic<bool> done_{false};
+  std::promise<void> reached_, released_;
+};
+
+TEST_F(JobsTest, ASlowDiskDelaysNoOtherCall) {
+  const std::string bytes(1000, 'x');
+  for (const std::string step : {"upload_synced", "blob_renamed", "blob_synced",
+                                 "marker_made", "marker_synced"}) {
+    SlowDisk disk(step);
+    crash_point_ = disk.hook();
+    auto store = OpenBlobs();
+    ASSERT_TRUE(
+        store->OpenUpload("o", {.uuid = "half", .ref = BlobRefOf("h")}).ok());
+    absl::Status uploaded;
+    std::thread slow([&] { uploaded = Upload(*store, "o", bytes, "slow"); });
+    disk.AwaitStop();
+    EXPECT_FALSE(Has(*store, "o", bytes)) << step;
+    EXPECT_TRUE(
+        store->QueryUpload("o", {.uuid = "half", .ref = BlobRefOf("h")}).ok());
+    EXPECT_TRUE(
+        store->OpenUpload("p", {.uuid = "new", .ref = BlobRefOf("n")}).ok());
+    EXPECT_TRUE(Upload(*store, "o", "other" + step, "other").ok());
+    EXPECT_TRUE(store->OpenRead("o", BlobRefOf("other" + step)).ok());
+    EXPECT_EQ(store->Stats().blob_count, 1u);
+    EXPECT_TRUE(disk.still_waits()) << step;
+    disk.Release();
+    slow.join();
+    EXPECT_TRUE(uploaded.ok()) << step << ": " << uploaded;
+    EXPECT_TRUE(Has(*store, "o", bytes)) << step;
+    ASSERT_TRUE(store->Release("o", BlobRefOf(bytes)).ok());
+    ASSERT_TRUE(store->Release("o", BlobRefOf("other" + step)).ok());
+    EXPECT_EQ(store->Stats().blob_bytes, 0u) << step;
+  }
+}
+
+TEST_F(JobsTest, WhoMeetsAPublicationOfTheSameBlobWaitsForIt) {
+  const std::string bytes(1000, 'x');
+  for (const std::string step :
+       {"blob_renamed", "blob_synced", "marker_made", "marker_synced"}) {
+    crash_point_ = nullptr;
+    {
+      // Alice has it, unverified since the start of this process.
+      auto store = OpenBlobs();
+      ASSERT_TRUE(Upload(*store, "alice", bytes).ok());
+    }
+    SlowDisk disk(step);
+    crash_point_ = disk.hook();
+    {
+      auto store = OpenBlobs();
+      absl::Status uploaded, again;
+      std::thread slow([&] { uploaded = Upload(*store, "bob", bytes, "b"); });
+      disk.AwaitStop();
+      // What bob's publication names must not go with alice's claim.
+      std::thread second([&] { again = Upload(*store, "carol", bytes, "c"); });
+      std::thread release([&] {
+        EXPECT_TRUE(store->Release("alice", BlobRefOf(bytes)).ok());
+        EXPECT_TRUE(store->Release("bob", BlobRefOf(bytes)).ok());
+      });
+      std::this_thread::sleep_for(std::chrono::milliseconds(20));
+      EXPECT_TRUE(Has(*store, "alice", bytes)) << step;
+      EXPECT_FALSE(Has(*store, "carol", bytes)) << step;
+      disk.Release();
+      for (std::thread* thread : {&slow, &second, &release}) thread->join();
+      EXPECT_TRUE(uploaded.ok() && again.ok()) << uploaded << again;
+      EXPECT_FALSE(Has(*store, "bob", bytes)) << step;
+      EXPECT_EQ(store->Stats().blob_count, 1u) << step;
+      EXPECT_EQ(store->Stats().blob_bytes, bytes.size()) << step;
+    }
+    crash_point_ = nullptr;
+    auto store = OpenBlobs();
+    EXPECT_FALSE(Has(*store, "alice", bytes) || Has(*store, "bob", bytes));
+    EXPECT_TRUE(store->OpenRead("carol", BlobRefOf(bytes)).ok()) << step;
+    ASSERT_TRUE(store->Release("carol", BlobRefOf(bytes)).ok());
+    EXPECT_EQ(store->Stats().blob_count, 0u) << step;
   }
 }
 
@@ -600,8 +701,8 @@ class FakeRunner final : public JobRunner {
 
 TEST_F(JobsTest, ManagerRunsCancelsRequeuesAndAnswersFromTheCache) {
   auto blobs = OpenBlobs();
-  auto store = *OpenSqliteJobStore(
-      {.path = folder_ + "/jobs.sqlite", .clock = &clock_});
+  auto store =
+      *OpenSqliteJobStore({.path = folder_ + "/jobs.sqlite", .clock = &clock_});
   const auto executor = FairExecutor::Create(
       {.threads = 1, .backend = FairExecutorOptions::Backend::kThreads});
   FakeRunner runner;
