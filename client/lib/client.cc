@@ -10,9 +10,9 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "client/lib/stream_call.h"
+#include "core/base/hash_thread.h"
 #include "core/base/loopback.h"
 #include "core/base/mutex.h"
-#include "core/base/sha256.h"
 #include "core/base/status_macros.h"
 #include "google/bytestream/bytestream.grpc.pb.h"
 #include "google/longrunning/operations.grpc.pb.h"
@@ -147,12 +147,12 @@ class ClientImpl final : public Client {
   absl::StatusOr<v1::Blob> Upload(ByteSource& bytes,
                                   const TransferProgress& progress) override {
     const uint64_t size = bytes.size_bytes();
-    Sha256Hasher hash;
-    std::string chunk;
-    for (uint64_t at = 0; at < size; at += chunk.size()) {
+    HashThread hash;
+    for (uint64_t at = 0; at < size; at += kChunkBytes) {
       if (Stopped()) return absl::CancelledError("interrupted");
-      OVPRESS_RETURN_IF_ERROR(ReadChunk(bytes, at, &chunk));
-      hash.Update(AsBytes(chunk));
+      const auto chunk = std::make_shared<std::string>();
+      OVPRESS_RETURN_IF_ERROR(ReadChunk(bytes, at, chunk.get()));
+      hash.Update(AsBytes(*chunk), chunk);
     }
     v1::Blob blob;
     blob.set_sha256(hash.FinishHex());
@@ -252,7 +252,7 @@ class ClientImpl final : public Client {
                         const TransferProgress& progress) override {
     const auto size = static_cast<uint64_t>(blob.size_bytes());
     uint64_t at = 0;
-    Sha256Hasher hash;
+    HashThread hash;
     OVPRESS_RETURN_IF_ERROR(Retry([&](Attempt& attempt) -> absl::Status {
       bs::ReadRequest request;
       request.set_resource_name(
@@ -266,13 +266,14 @@ class ClientImpl final : public Client {
       while (reader->Read(&response)) {
         guard.Touch();
         attempt.progressed = true;
-        const std::string& data = response.data();
-        if (data.size() > size - at) {
+        const auto data = std::make_shared<const std::string>(
+            std::move(*response.mutable_data()));
+        if (data->size() > size - at) {
           return absl::DataLossError("the server sent more than the blob has");
         }
-        OVPRESS_RETURN_IF_ERROR(out.WriteAt(at, AsBytes(data)));
-        hash.Update(AsBytes(data));
-        at += data.size();
+        OVPRESS_RETURN_IF_ERROR(out.WriteAt(at, AsBytes(*data)));
+        hash.Update(AsBytes(*data), data);
+        at += data->size();
         progress(at, size);
       }
       const absl::Status status = ToAbsl(reader->Finish());

@@ -4,7 +4,8 @@
 
 namespace ovpress {
 
-HashThread::HashThread() : thread_([this] { Run(); }) {}
+HashThread::HashThread(Sha256Hasher hasher)
+    : hasher_(std::move(hasher)), thread_([this] { Run(); }) {}
 
 HashThread::~HashThread() {
   {

@@ -19,7 +19,8 @@ namespace ovpress {
 // Update() and FinishHex() from one thread.
 class HashThread {
  public:
-  HashThread();
+  // Goes on from what `hasher` has seen.
+  explicit HashThread(Sha256Hasher hasher = {});
   // Drops what was not hashed yet.
   ~HashThread();
   // `keep_alive` owns the bytes until they are hashed; they must not change.

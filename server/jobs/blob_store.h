@@ -36,6 +36,13 @@ class BlobUpload {
   // kResourceExhausted on a full disk. Empty `bytes` are fine.
   virtual absl::Status Append(uint64_t offset,
                               std::span<const std::byte> bytes) = 0;
+  // The same for bytes that `keep_alive` owns and that do not change any more:
+  // the store may hash them while the caller fetches the next ones.
+  virtual absl::Status AppendShared(
+      uint64_t offset, std::span<const std::byte> bytes,
+      const std::shared_ptr<const void>& /*keep_alive*/) {
+    return Append(offset, bytes);
+  }
   // Checks length and digest, makes the blob durable and visible, in this
   // order. kInvalidArgument: too short (the upload stays), or the digest
   // differs (the upload is dropped: sending the same again cannot help).

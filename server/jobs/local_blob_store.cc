@@ -21,6 +21,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
+#include "core/base/hash_thread.h"
 #include "core/base/mutex.h"
 #include "core/base/status_macros.h"
 #include "server/jobs/errors.h"
@@ -32,6 +33,8 @@ namespace fs = std::filesystem;
 
 constexpr size_t kHashBlockBytes = 1 << 20;
 constexpr std::chrono::seconds kSweepMax{2};
+// Appended bytes after which the disk is told to begin.
+constexpr uint64_t kWritebackBytes = 8 << 20;
 
 class Fd {
  public:
@@ -104,6 +107,13 @@ absl::Status SyncFile(int fd, const std::string& path) {
     return ErrnoToStatus(errno, absl::StrCat("syncing ", path));
   }
   return absl::OkStatus();
+}
+
+// The disk begins to write, so that a sync later finds little left to do.
+// Promises nothing: what goes wrong shows in SyncFile().
+void StartWriteback(int fd, uint64_t offset, uint64_t size) {
+  ::sync_file_range(fd, static_cast<off_t>(offset), static_cast<off_t>(size),
+                    SYNC_FILE_RANGE_WRITE);
 }
 
 absl::Status SyncDirectory(const std::string& path) {
@@ -487,9 +497,14 @@ class LocalBlobStore::Writer final : public BlobWriter {
       return absl::InternalError(absl::StrCat("output has ", written_.load(),
                                               " of ", size_, " bytes"));
     }
-    OVPRESS_RETURN_IF_ERROR(SyncFile(fd_.get(), path_));
+    // The disk and a core at the same time.
+    absl::Status synced;
+    std::thread sync([&] { synced = SyncFile(fd_.get(), path_); });
     Sha256Hasher hasher;
-    OVPRESS_RETURN_IF_ERROR(HashPrefix(fd_.get(), size_, path_, &hasher));
+    const absl::Status hashed = HashPrefix(fd_.get(), size_, path_, &hasher);
+    sync.join();
+    OVPRESS_RETURN_IF_ERROR(synced);
+    OVPRESS_RETURN_IF_ERROR(hashed);
     Published published;
     published.ref = {.sha256 = hasher.FinishHex(), .size_bytes = size_};
     OVPRESS_ASSIGN_OR_RETURN(
@@ -522,6 +537,7 @@ class LocalBlobStore::Upload final : public BlobUpload {
         data_(std::move(data)),
         record_(std::move(record)),
         offset_(offset),
+        writeback_offset_(offset),
         hasher_(std::move(hasher)) {}
   ~Upload() override {
     MutexLock lock(&staged_->io);
@@ -533,6 +549,14 @@ class LocalBlobStore::Upload final : public BlobUpload {
 
   absl::Status Append(uint64_t offset,
                       std::span<const std::byte> bytes) override {
+    const auto kept =
+        std::make_shared<std::vector<std::byte>>(bytes.begin(), bytes.end());
+    return AppendShared(offset, *kept, kept);
+  }
+
+  absl::Status AppendShared(
+      uint64_t offset, std::span<const std::byte> bytes,
+      const std::shared_ptr<const void>& keep_alive) override {
     MutexLock lock(&staged_->io);
     OVPRESS_RETURN_IF_ERROR(CheckMine());
     if (offset != offset_) {
@@ -549,10 +573,15 @@ class LocalBlobStore::Upload final : public BlobUpload {
     staged_->last_use = store_->Now();
     const std::string path = staged_->folder + "/data";
     OVPRESS_RETURN_IF_ERROR(WriteAll(data_.get(), offset_, bytes, path));
-    hasher_.Update(bytes);
+    hasher_.Update(bytes, keep_alive);
     offset_ += bytes.size();
     store_->staged_written_ += bytes.size();
     staged_->written = offset_;
+    if (offset_ - writeback_offset_ >= kWritebackBytes) {
+      StartWriteback(data_.get(), writeback_offset_,
+                     offset_ - writeback_offset_);
+      writeback_offset_ = offset_;
+    }
     if (offset_ - staged_->durable >=
         store_->options_.limits.sync_interval_bytes) {
       return SyncLocked();
@@ -624,7 +653,8 @@ class LocalBlobStore::Upload final : public BlobUpload {
   const Fd data_;
   const Fd record_;
   uint64_t offset_;
-  Sha256Hasher hasher_;
+  uint64_t writeback_offset_;  // below it the disk was told to begin
+  HashThread hasher_;
 };
 
 // --- start-up ---

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <memory>
 #include <string>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "core/base/io.h"
@@ -137,10 +138,11 @@ absl::Status ByteStreamService::DoWrite(
     transfer.Touch();
     OVPRESS_RETURN_IF_ERROR(CheckWriteRequest(
         request, first_name, options_.transfer.max_chunk_bytes));
-    OVPRESS_RETURN_IF_ERROR(
-        upload.writer->Append(static_cast<uint64_t>(request.write_offset()),
-                              AsBytes(request.data())));
-    options_.metrics->OnTransferBytes(true, request.data().size());
+    const auto data =
+        std::make_shared<const std::string>(std::move(*request.mutable_data()));
+    OVPRESS_RETURN_IF_ERROR(upload.writer->AppendShared(
+        static_cast<uint64_t>(request.write_offset()), AsBytes(*data), data));
+    options_.metrics->OnTransferBytes(true, data->size());
     if (request.finish_write()) {
       OVPRESS_RETURN_IF_ERROR(upload.writer->Finish());
       if (reader->Read(&request)) {
