@@ -54,18 +54,27 @@ class Seaweed:
         (folder / "s3.json").write_text(
             '{"identities":[{"name":"test","credentials":[{"accessKey":"%s","secretKey":"%s"}],'
             '"actions":["Admin","Read","Write","List","Tagging"]}]}' % (KEY, SECRET))
+        self.folder, self.port = folder, port
+        self.start()
+
+    def start(self):
+        folder, port = self.folder, self.port
         weed = os.environ.get("OVPRESS_WEED", ROOT / ".venv/bin/weed")
-        log = open(folder / "log", "w")
-        self.process = subprocess.Popen(
-            [weed, "server", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-s3", f"-s3.port={port}",
-             f"-s3.config={folder}/s3.json", "-s3.port.iceberg=0", "-s3.port.lance=0", f"-s3.port.grpc={port + 5}", "-filer",
-             f"-filer.port={port + 1}", f"-master.port={port + 2}", f"-volume.port={port + 3}", "-volume.max=200",
-             "-master.volumeSizeLimitMB=64", "-master.electionTimeout=1s", "-master.telemetry=false"],
-            stdout=log, stderr=log)
+        with open(folder / "log", "a") as log:
+            self.process = subprocess.Popen(
+                [weed, "server", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-s3", f"-s3.port={port}",
+                 f"-s3.config={folder}/s3.json", "-s3.port.iceberg=0", "-s3.port.lance=0", f"-s3.port.grpc={port + 5}", "-filer",
+                 f"-filer.port={port + 1}", f"-master.port={port + 2}", f"-volume.port={port + 3}", "-volume.max=200",
+                 "-master.volumeSizeLimitMB=64", "-master.electionTimeout=1s", "-master.telemetry=false"],
+                stdout=log, stderr=log)
         for _ in range(600):
             try:
-                self.call("PUT", "/models")
-                self.call("PUT", "/store")
+                for bucket in ("models", "store"):
+                    try:
+                        self.call("PUT", f"/{bucket}")
+                    except urllib.error.HTTPError as error:
+                        if error.code != 409:  # there since an earlier start
+                            raise
                 self.call("PUT", "/models/probe", b"x")
                 return
             except (OSError, urllib.error.HTTPError):
