@@ -18,6 +18,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "client/lib/client.h"
+#include "core/base/heap.h"
 #include "core/base/io.h"
 #include "core/base/status_macros.h"
 #include "core/engine/compression.h"
@@ -267,6 +268,7 @@ absl::Status Main(const Flags& flags) {
 }  // namespace ovpress
 
 int main(int argc, char** argv) {
+  ovpress::KeepMessageBuffers();
   CLI::App app{"Remote compression against the plain transfer", "remote_bench"};
   ovpress::Flags flags;
   app.add_option("input", flags.input, "An .xml, e.g. from make_ir")

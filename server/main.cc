@@ -11,14 +11,16 @@
 
 #include "CLI/CLI.hpp"
 #include "absl/strings/str_cat.h"
+#include "core/base/heap.h"
 #include "core/base/status_macros.h"
+#include "core/usage/usage.h"
 #include "grpcpp/ext/proto_server_reflection_plugin.h"
 #include "grpcpp/grpcpp.h"
 #include "grpcpp/health_check_service_interface.h"
 #include "grpcpp/resource_quota.h"
+#include "proto/keepalive.h"
 #include "server/access_flags.h"
 #include "server/blob_store_flags.h"
-#include "proto/keepalive.h"
 #include "server/cluster_flags.h"
 #include "server/jobs/compression_runner.h"
 #include "server/jobs/fair_executor.h"
@@ -30,7 +32,6 @@
 #include "server/rpc/services.h"
 #include "server/token_command.h"
 #include "spdlog/spdlog.h"
-#include "core/usage/usage.h"
 
 namespace ovpress {
 namespace {
@@ -388,4 +389,7 @@ int Main(int argc, char** argv) {
 }  // namespace
 }  // namespace ovpress
 
-int main(int argc, char** argv) { return ovpress::Main(argc, argv); }
+int main(int argc, char** argv) {
+  ovpress::KeepMessageBuffers();
+  return ovpress::Main(argc, argv);
+}

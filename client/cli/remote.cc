@@ -16,6 +16,7 @@
 #include "client/cli/interrupt.h"
 #include "client/cli/progress.h"
 #include "client/lib/client.h"
+#include "core/base/heap.h"
 #include "core/base/io.h"
 #include "core/base/status_macros.h"
 #include "core/engine/compression.h"
@@ -34,6 +35,7 @@ int Fail(const absl::Status& status) {
 absl::StatusOr<std::unique_ptr<Client>> Connect(const RemoteFlags& flags) {
   // gRPC would print failed handshakes beside our one line of error.
   ::setenv("GRPC_VERBOSITY", "NONE", /*overwrite=*/0);
+  KeepMessageBuffers();
   return Client::Create({.server = flags.server,
                          .tls = flags.tls,
                          .tls_ca_file = flags.tls_ca,
