@@ -34,7 +34,22 @@ constexpr absl::Duration kLongestBackoff = absl::Seconds(5);
 // A stream without any message for so long is taken for dead.
 constexpr absl::Duration kIdle = absl::Minutes(2);
 
+// gRPC names a call that its transport broke INTERNAL or UNKNOWN (a stream
+// reset for a window that just shrank, a proxy that gave up): for us the server
+// was away.
+bool IsBrokenTransport(const grpc::Status& status) {
+  return (status.error_code() == grpc::StatusCode::INTERNAL ||
+          status.error_code() == grpc::StatusCode::UNKNOWN) &&
+         status.error_details().empty() &&
+         (absl::StrContains(status.error_message(), "RST_STREAM") ||
+          absl::StrContains(status.error_message(), "GOAWAY") ||
+          absl::StrContains(status.error_message(), "ocket closed"));
+}
+
 absl::Status ToAbsl(const grpc::Status& status) {
+  if (IsBrokenTransport(status)) {
+    return absl::UnavailableError(status.error_message());
+  }
   return absl::Status(static_cast<absl::StatusCode>(status.error_code()),
                       status.error_message());
 }

@@ -551,11 +551,13 @@ def test_quotas_of_identities(c: Context):
         assert code_of(all_calls(who["other"])["GetCapabilities"]) == Code.OK
         # Jobs: one runs, one waits, the next is refused; another client's is taken.
         models = {name: who[name].upload_model(xml, data) for name in ("queue", "other")}
-        jobs = [who["queue"].submit(models["queue"])]
+        # A codebook of 256 values takes a second or more; other modes end before anybody sees them run.
+        slow = {"mode": "codebook", "codebook": json.dumps([(i - 127) / 100 for i in range(256)]).encode(), "group_size": 64}
+        jobs = [who["queue"].submit(models["queue"], options=dict(slow))]
         while who["queue"].metadata(who["queue"].operations.GetOperation(who["queue"].lro.GetOperationRequest(name=jobs[0].name))).state != 2:
             time.sleep(0.02)
-        jobs.append(who["queue"].submit(models["queue"], ignore_result_cache=True))
-        limit(lambda: who["queue"].submit(models["queue"], ignore_result_cache=True), "max_queued_per_owner")
+        jobs.append(who["queue"].submit(models["queue"], ignore_result_cache=True, options=dict(slow)))
+        limit(lambda: who["queue"].submit(models["queue"], ignore_result_cache=True, options=dict(slow)), "max_queued_per_owner")
         other = who["other"].submit(models["other"])
         # Its second job waits although places are free; the other's runs beside.
         states = lambda client, job: client.metadata(client.operations.GetOperation(client.lro.GetOperationRequest(name=job.name))).state  # noqa: E731
@@ -584,7 +586,7 @@ def test_quotas_of_identities(c: Context):
         queue = who["queue"]
         quotas.write_text(json.dumps({"identities": {"queue": {"max_watchers": 1, "max_queued": 5, "max_running": 1}}}))
         reload(server)
-        running = [queue.submit(models["queue"], ignore_result_cache=True) for _ in range(3)]
+        running = [queue.submit(models["queue"], ignore_result_cache=True, options=dict(slow)) for _ in range(3)]
         waiting = queue.operations.WaitOperation.future(queue.lro.WaitOperationRequest(name=running[2].name, timeout={"seconds": 60}), timeout=90)
         time.sleep(0.3)
         limit(lambda: list(queue.compression.WatchOperation(queue.pb.WatchOperationRequest(name=running[2].name), timeout=20)), "max_watchers_per_owner")

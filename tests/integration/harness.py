@@ -162,6 +162,16 @@ def wide_model(rows: int, columns: int) -> str:
 """
 
 
+def unbroken(call, tries: int = 3):
+    """call() again where gRPC's transport reset its stream: a bare stub goes on by itself, as our clients do."""
+    for left in reversed(range(tries)):
+        try:
+            return call()
+        except grpc.RpcError as error:
+            if not left or "RST_STREAM" not in (error.details() or ""):
+                raise
+
+
 def expect(code, call, text: str = ""):
     try:
         call()

@@ -29,7 +29,7 @@ import grpc
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 import clients
-from harness import CHUNK, MODEL, Context, details, expect, generate_stubs, wait_until, wide_model
+from harness import CHUNK, MODEL, Context, details, expect, generate_stubs, unbroken, wait_until, wide_model
 
 def test_job_equals_local_run(c: Context):
     with c.server() as server:
@@ -65,7 +65,7 @@ def test_compress_stream_equals_local_run(c: Context):
                     yield pb.CompressStreamRequest(bin_chunk=data[at : at + CHUNK])
 
             out_xml, out_bin, result = b"", [], None
-            for message in client.compression.CompressStream(requests(), timeout=120):
+            for message in unbroken(lambda requests=requests: list(client.compression.CompressStream(requests(), timeout=120))):
                 out_xml += message.xml_chunk
                 out_bin.append(message.bin_chunk)
                 if message.HasField("result"):
