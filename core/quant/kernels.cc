@@ -405,7 +405,9 @@ bool DoMakeSteps(const scalar::StepRule& rule, const float* lo, const float* hi,
   for (; i + n <= groups; i += n) {
     VF z = zero;
     const VF s = one(hn::LoadU(df, lo + i), hn::LoadU(df, hi + i), &z);
-    write(s, z, step + i, zero_point + i);
+    // Only asymmetric steps have zero points; others give no array.
+    write(s, z, step + i,
+          rule.kind == scalar::StepKind::kAsym ? zero_point + i : nullptr);
   }
   if (i == groups) return hn::AllTrue(df, good);
   HWY_ALIGN float rest_lo[HWY_MAX_BYTES / 4] = {};

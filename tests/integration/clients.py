@@ -288,5 +288,6 @@ def test_peak_memory(c: Context):
         assert hashlib.sha256(out).digest() == hashlib.sha256(c.local(path, "--mode=int8_sym")[1]).digest()
         subprocess.run([c.ovpress, "compress", path, "-o", c.work / "out.xml", "--mode=int4_asym", "--group-size=64", "--ratio=0.6", "--memory-budget=64MiB", "--quiet", f"--server=127.0.0.1:{server.port}"], check=True)
         peak = peak_bytes(server)
-        # The budget of the one run, and 64 MiB for the one transfer at a time.
-        assert peak < (64 + 64) * MIB, f"{peak / MIB:.0f} MiB"
+        # The budget of the one run, and 64 MiB for the one transfer at a time. (Sanitizers, for which there is
+        # patience, keep what was freed.)
+        assert c.patience > 1 or peak < (64 + 64) * MIB, f"{peak / MIB:.0f} MiB"

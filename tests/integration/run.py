@@ -288,15 +288,15 @@ def test_stalled_transfers_delay_no_health_check(c: Context):
 
             def messages():
                 yield stalled.bs.WriteRequest(resource_name=stalled.upload_name(data), data=data[:CHUNK])
-                release.wait(60)
+                release.wait(60 * c.patience)
 
-            stalled.bytes.Write(messages(), timeout=120)
+            stalled.bytes.Write(messages(), timeout=120 * c.patience)
 
         def stalled_download(_):
             stalled = server.client()
-            read = stalled.bytes.Read(stalled.bs.ReadRequest(resource_name=f"blobs/{blob.sha256}/{blob.size_bytes}"), timeout=120)
+            read = stalled.bytes.Read(stalled.bs.ReadRequest(resource_name=f"blobs/{blob.sha256}/{blob.size_bytes}"), timeout=120 * c.patience)
             next(read)
-            release.wait(60)
+            release.wait(60 * c.patience)
             for _ in read:
                 pass
 
