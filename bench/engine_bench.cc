@@ -26,6 +26,7 @@
 #include "CLI/CLI.hpp"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "core/base/gathering_sink.h"
 #include "core/base/io.h"
 #include "core/base/status_macros.h"
 #include "core/engine/compression.h"
@@ -176,7 +177,9 @@ absl::StatusOr<EngineRun> RunEngine(const Bench& bench, const std::string& xml,
           file, AtomicFile::Create(bench.out_path, result.out_bytes));
       out = file.get();
     }
-    OVPRESS_RETURN_IF_ERROR(compression->Run(*bench.bin, *out, run));
+    GatheringSink gathered(out, result.out_bytes);
+    OVPRESS_RETURN_IF_ERROR(compression->Run(*bench.bin, gathered, run));
+    OVPRESS_RETURN_IF_ERROR(gathered.Flush());
     (void)compression->OutputXml();
   }
   result.seconds = Seconds() - start;

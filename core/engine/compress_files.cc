@@ -6,6 +6,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
+#include "core/base/gathering_sink.h"
 #include "core/base/memory.h"
 #include "core/base/status_macros.h"
 #include "core/engine/compression.h"
@@ -95,7 +96,9 @@ absl::StatusOr<Report> CompressFilesOrThrow(const FileJob& job,
       AtomicFile::Create(out_bin, compression->output_bin_bytes()));
   OVPRESS_ASSIGN_OR_RETURN(std::unique_ptr<AtomicFile> xml_file,
                            AtomicFile::Create(job.out_xml, 0));
-  OVPRESS_RETURN_IF_ERROR(compression->Run(*bin, *bin_file, run));
+  GatheringSink out(bin_file.get(), compression->output_bin_bytes());
+  OVPRESS_RETURN_IF_ERROR(compression->Run(*bin, out, run));
+  OVPRESS_RETURN_IF_ERROR(out.Flush());
   report_phase(Phase::kFinishing);
   const std::string out_xml = compression->OutputXml();
   OVPRESS_RETURN_IF_ERROR(xml_file->WriteAt(0, AsBytes(out_xml)));

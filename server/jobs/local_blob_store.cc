@@ -21,6 +21,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
+#include "core/base/gathering_sink.h"
 #include "core/base/hash_thread.h"
 #include "core/base/mutex.h"
 #include "core/base/status_macros.h"
@@ -470,26 +471,20 @@ class LocalBlobStore::Writer final : public BlobWriter {
   Writer(LocalBlobStore* store, Fd fd, uint64_t size, std::string path,
          std::string owner)
       : store_(store),
-        fd_(std::move(fd)),
         size_(size),
         path_(std::move(path)),
-        owner_(std::move(owner)) {}
+        owner_(std::move(owner)),
+        file_(store, std::move(fd), path_),
+        gathered_(&file_, size) {}
   ~Writer() override {
     if (!published_) ::unlink(path_.c_str());
-    store_->reserved_written_ -= written_;
     MutexLock lock(&store_->mutex_);
     store_->SubReserved(owner_, size_);
   }
   absl::Status WriteAt(uint64_t offset,
                        std::span<const std::byte> bytes) override {
-    if (offset > size_ || bytes.size() > size_ - offset) {
-      return absl::InternalError(absl::StrCat("output bytes ", offset, " to ",
-                                              offset + bytes.size(),
-                                              " leave the output of ", size_));
-    }
-    OVPRESS_RETURN_IF_ERROR(WriteAll(fd_.get(), offset, bytes, path_));
+    OVPRESS_RETURN_IF_ERROR(gathered_.WriteAt(offset, bytes));
     written_ += bytes.size();
-    store_->reserved_written_ += bytes.size();
     return absl::OkStatus();
   }
   absl::StatusOr<Published> Publish() override {
@@ -497,11 +492,12 @@ class LocalBlobStore::Writer final : public BlobWriter {
       return absl::InternalError(absl::StrCat("output has ", written_.load(),
                                               " of ", size_, " bytes"));
     }
+    OVPRESS_RETURN_IF_ERROR(gathered_.Flush());
     // The disk and a core at the same time.
     absl::Status synced;
-    std::thread sync([&] { synced = SyncFile(fd_.get(), path_); });
+    std::thread sync([&] { synced = SyncFile(file_.fd(), path_); });
     Sha256Hasher hasher;
-    const absl::Status hashed = HashPrefix(fd_.get(), size_, path_, &hasher);
+    const absl::Status hashed = HashPrefix(file_.fd(), size_, path_, &hasher);
     sync.join();
     OVPRESS_RETURN_IF_ERROR(synced);
     OVPRESS_RETURN_IF_ERROR(hashed);
@@ -517,11 +513,34 @@ class LocalBlobStore::Writer final : public BlobWriter {
   }
 
  private:
+  // What reaches the file counts as written of what the store set aside.
+  class File final : public ByteSink {
+   public:
+    File(LocalBlobStore* store, Fd fd, const std::string& path)
+        : store_(store), fd_(std::move(fd)), path_(path) {}
+    ~File() override { store_->reserved_written_ -= written_; }
+    int fd() const { return fd_.get(); }
+    absl::Status WriteAt(uint64_t offset,
+                         std::span<const std::byte> bytes) override {
+      OVPRESS_RETURN_IF_ERROR(WriteAll(fd_.get(), offset, bytes, path_));
+      written_ += bytes.size();
+      store_->reserved_written_ += bytes.size();
+      return absl::OkStatus();
+    }
+
+   private:
+    LocalBlobStore* const store_;
+    const Fd fd_;
+    const std::string& path_;
+    std::atomic<uint64_t> written_{0};
+  };
+
   LocalBlobStore* const store_;
-  const Fd fd_;
   const uint64_t size_;
   const std::string path_;
   const std::string owner_;
+  File file_;
+  GatheringSink gathered_;
   std::atomic<uint64_t> written_{0};
   bool published_ = false;
 };
