@@ -8,6 +8,7 @@
 #include <array>
 #include <cmath>
 #include <limits>
+#include <utility>
 #include <vector>
 
 #include "core/quant/scalar.h"
@@ -319,11 +320,41 @@ constexpr bool kMayMultiply = kHasFma &&
                                (std::is_same_v<Load, LoadBf16> &&
                                 kKind != scalar::CodeKind::kCodebook));
 
+// How quotients are made.
+enum class Way : uint8_t {
+  kDivide,
+  kMultiply,  // see kMayMultiply
+  kScale,     // divisors are powers of two: w * y is fl(w / s)
+};
+
+constexpr Way WayOf(bool multiply) {
+  return multiply ? Way::kMultiply : Way::kDivide;
+}
+
+// reciprocal[i] = 1 / divisor[i]; false unless all divisors are powers of two
+// whose reciprocals are normal numbers. w * y then rounds the same number that
+// w / s does, whatever w is.
+bool ReciprocalsOfPowers(const float* divisor, size_t count,
+                         float* reciprocal) {
+  uint32_t all = 0;  // any bit that a power of two has not
+  for (size_t i = 0; i < count; ++i) {
+    uint32_t bits;
+    std::memcpy(&bits, divisor + i, sizeof(bits));
+    const uint32_t exponent = bits >> 23;  // the sign among it
+    all |= (bits & 0x7fffff) | (exponent - 1 < 252 ? 0u : 1u);
+    const uint32_t inverse = (254 - exponent) << 23;
+    std::memcpy(reciprocal + i, &inverse, sizeof(inverse));
+  }
+  return all == 0;
+}
+
 // fl(w / s); y = fl(1 / s).
-template <scalar::CodeKind kKind, bool kMultiply>
+template <scalar::CodeKind kKind, Way kWay>
 HWY_INLINE VF Quotient(VF w, VF s, VF y) {
-  if constexpr (!kMultiply) {
+  if constexpr (kWay == Way::kDivide) {
     return hn::Div(w, s);
+  } else if constexpr (kWay == Way::kScale) {
+    return hn::Mul(w, y);
   } else if constexpr (kKind == scalar::CodeKind::kF4e2m1 ||
                        kKind == scalar::CodeKind::kF8e4m3) {
     // Steps of these kinds are positive.
@@ -591,7 +622,7 @@ HWY_INLINE void StoreCodes(VI codes, uint8_t* out) {
 }
 
 // Unpacked codes of one row with one divisor.
-template <class Load, scalar::CodeKind kKind, bool kMultiply>
+template <class Load, scalar::CodeKind kKind, Way kWay>
 HWY_INLINE void RowCodes(const uint8_t* source, size_t length, float divisor,
                          float reciprocal, uint8_t zero_point,
                          const scalar::Prepared& p, const Coder<kKind>& coder,
@@ -602,9 +633,9 @@ HWY_INLINE void RowCodes(const uint8_t* source, size_t length, float divisor,
   const VF y = hn::Set(df, reciprocal);
   const VF zero = hn::Set(df, static_cast<float>(zero_point));
   const auto codes = [&](size_t at) HWY_ATTR {
-    return coder.Codes(Quotient<kKind, kMultiply>(
-                           Load::Vector(source + at * Load::kSize), s, y),
-                       zero);
+    return coder.Codes(
+        Quotient<kKind, kWay>(Load::Vector(source + at * Load::kSize), s, y),
+        zero);
   };
   size_t i = 0;
   for (; i + 2 * n <= length; i += 2 * n) {
@@ -620,6 +651,34 @@ HWY_INLINE void RowCodes(const uint8_t* source, size_t length, float divisor,
   }
 }
 
+// The same for rows that are a few whole vectors long; `zero_points` may be
+// null.
+template <class Load, scalar::CodeKind kKind, Way kWay>
+HWY_INLINE void ShortRowCodes(const uint8_t* source, size_t rows, size_t length,
+                              const float* divisor, const float* reciprocal,
+                              const uint8_t* zero_points,
+                              const Coder<kKind>& coder, uint8_t* out) {
+  const DF df;
+  const size_t n = hn::Lanes(df);
+  for (size_t row = 0; row < rows; ++row) {
+    const VF s = hn::Set(df, divisor[row]);
+    const VF y = hn::Set(df, kWay == Way::kDivide ? 0.0f : reciprocal[row]);
+    VF zero = hn::Zero(df);
+    if constexpr (kKind == scalar::CodeKind::kAsym) {
+      if (zero_points != nullptr) {
+        zero = hn::Set(df, static_cast<float>(zero_points[row]));
+      }
+    }
+    for (size_t i = 0; i < length; i += n) {
+      StoreCodes(coder.Codes(
+                     Quotient<kKind, kWay>(Load::Vector(source), s, y), zero),
+                 out);
+      source += n * Load::kSize;
+      out += n;
+    }
+  }
+}
+
 // Unpacked codes of one row of columns: a divisor for each.
 template <class Load, scalar::CodeKind kKind, bool kMultiply>
 HWY_INLINE void ColumnCodes(const uint8_t* source, size_t columns,
@@ -631,7 +690,7 @@ HWY_INLINE void ColumnCodes(const uint8_t* source, size_t columns,
   size_t i = 0;
   for (; i + n <= columns; i += n) {
     const VF y = kMultiply ? hn::LoadU(df, reciprocal + i) : hn::Zero(df);
-    const VF x = Quotient<kKind, kMultiply>(
+    const VF x = Quotient<kKind, WayOf(kMultiply)>(
         Load::Vector(source + i * Load::kSize), hn::LoadU(df, divisor + i), y);
     const VF zero = kKind == scalar::CodeKind::kAsym
                         ? hn::LoadU(df, zero_point + i)
@@ -762,18 +821,26 @@ class Packer {
       if (used_ == kCapacity) Flush();
     }
   }
+  // Room for `count` codes in one piece. REQUIRES: count <= kCapacity; all
+  // that came before ends on a byte.
+  uint8_t* Piece(size_t count) {
+    if (direct_) return std::exchange(out_, out_ + count);
+    if (used_ + count > kCapacity) Flush();
+    return buffer_ + std::exchange(used_, used_ + count);
+  }
   void Finish() {
     if (used_ > 0) Flush();
   }
 
+  static constexpr size_t kCapacity = 4096;
+
  private:
   void Flush() {
     PackCodesTo(type_, buffer_, used_, out_);
-    // Only the last flush is not full, and full ones end on a byte.
+    // Full ones end on a byte, and so do those before a Piece.
     out_ += *PackedSizeBytes(type_, used_);
     used_ = 0;
   }
-  static constexpr size_t kCapacity = 4096;
 
   const bool direct_;
   const ElementType type_;
@@ -815,6 +882,8 @@ bool QuantizeRowsOf(const Encoding& encoding, const scalar::Prepared& p,
   HWY_ALIGN float hi[kRowsAtOnce];
   HWY_ALIGN float f32_divisor[kRowsAtOnce];
   HWY_ALIGN float reciprocal[kRowsAtOnce];
+  const bool short_rows = length > 0 && length % hn::Lanes(DF()) == 0 &&
+                          length * kRowsAtOnce <= Packer::kCapacity;
   for (size_t first = 0; first < rows; first += batch) {
     const size_t count = std::min(batch, rows - first);
     const uint8_t* const from = source + first * length * Load::kSize;
@@ -832,21 +901,38 @@ bool QuantizeRowsOf(const Encoding& encoding, const scalar::Prepared& p,
       for (size_t i = 0; i < count; ++i) f32_divisor[i] = p.Divisor(steps[i]);
       divisor = f32_divisor;
     }
-    const bool in_bounds =
-        kMayMultiply<Load, kKind> && Reciprocals(divisor, count, reciprocal);
-    WithMultiply<Load, kKind>(in_bounds, [&](auto multiply) HWY_ATTR {
+    const auto encode = [&](auto way) HWY_ATTR {
+      constexpr Way kWay = decltype(way)::value;
+      if (short_rows) {
+        ShortRowCodes<Load, kKind, kWay>(from, count, length, divisor,
+                                         reciprocal, zero_points, coder,
+                                         packer.Piece(count * length));
+        return;
+      }
       for (size_t i = 0; i < count; ++i) {
         const uint8_t* const at = from + i * length * Load::kSize;
-        const float y = decltype(multiply)::value ? reciprocal[i] : 0.0f;
+        const float y = kWay == Way::kDivide ? 0.0f : reciprocal[i];
         const uint8_t zero =
             zero_points != nullptr ? zero_points[i] : uint8_t{0};
         packer.Row(length,
                    [&](uint8_t* codes, size_t at_code, size_t n) HWY_ATTR {
-                     RowCodes<Load, kKind, decltype(multiply)::value>(
-                         at + at_code * Load::kSize, n, divisor[i], y, zero, p,
-                         coder, codes);
+                     RowCodes<Load, kKind, kWay>(at + at_code * Load::kSize, n,
+                                                 divisor[i], y, zero, p, coder,
+                                                 codes);
                    });
       }
+    };
+    if constexpr (kKind == scalar::CodeKind::kF4e2m1 ||
+                  kKind == scalar::CodeKind::kF8e4m3) {
+      if (ReciprocalsOfPowers(divisor, count, reciprocal)) {
+        encode(std::integral_constant<Way, Way::kScale>());
+        continue;
+      }
+    }
+    const bool in_bounds =
+        kMayMultiply<Load, kKind> && Reciprocals(divisor, count, reciprocal);
+    WithMultiply<Load, kKind>(in_bounds, [&](auto multiply) HWY_ATTR {
+      encode(std::integral_constant<Way, WayOf(decltype(multiply)::value)>());
     });
   }
   packer.Finish();
@@ -1004,7 +1090,8 @@ HWY_INLINE void RowErrors(const uint8_t* source, size_t length, float step,
   for (; i + n <= length; i += n) {
     const VF w = Load::Vector(source + i * Load::kSize);
     const VF x =
-        hn::Add(Quotient<scalar::CodeKind::kAsym, kMultiply>(w, s, y), zero);
+        hn::Add(Quotient<scalar::CodeKind::kAsym, WayOf(kMultiply)>(w, s, y),
+                zero);
     const VF q = hn::Round(Clamp(x, hn::Zero(df), hn::Set(df, 255.0f)));
     const VF d = hn::Sub(hn::Mul(hn::Sub(q, zero), s), w);
     hn::StoreU(hn::Mul(d, d), df, out + i);
