@@ -209,6 +209,48 @@ TEST_F(EveryTarget, ManyRowsEqualTheReference) {
   }
 }
 
+TEST_F(EveryTarget, StepsOfAllSizesEqualTheReference) {
+  // Powers of two for steps are taken another way than other steps, but for the
+  // smallest and the largest ones; rows of some lengths, too.
+  for (const int64_t target : Targets()) {
+    Use(target);
+    for (const ElementType source : kSources) {
+      for (const Encoding& encoding : Encodings(source)) {
+        SCOPED_TRACE(Name(encoding, target));
+        if (ModeTraitsOf(encoding.mode).zero_point_per_group) continue;
+        for (const size_t length : {4, 16, 32, 48, 64, 80}) {
+          const size_t rows = 277;  // a binary exponent each
+          std::vector<float> weights = Weights(rows * length, 3);
+          for (size_t i = 0; i < weights.size(); ++i) {
+            weights[i] =
+                std::ldexp(weights[i], static_cast<int>(i / length) - 149);
+            // What an infinity gives is not specified.
+            const float largest =
+                source == ElementType::kF16 ? 65504.0f : 0x1.fep127f;
+            weights[i] = std::clamp(weights[i], -largest, largest);
+          }
+          const auto bytes = Stored(source, weights, 0);
+          std::vector<float> step(rows), step2(rows);
+          const size_t size = *PackedSizeBytes(
+              scalar::Prepare(encoding).code_type, rows * length);
+          std::vector<std::byte> fast(size + 64), slow(size + 64);
+          ASSERT_EQ(QuantizeRows(encoding, bytes.data(), rows, length,
+                                 step.data(), nullptr, fast.data()),
+                    reference::QuantizeRows(encoding, bytes.data(), rows,
+                                            length, step2.data(), nullptr,
+                                            slow.data()));
+          ASSERT_EQ(0, std::memcmp(step.data(), step2.data(),
+                                   rows * sizeof(float)));
+          ASSERT_TRUE(std::equal(fast.begin(),
+                                 fast.begin() + static_cast<ptrdiff_t>(size),
+                                 slow.begin()))
+              << "length " << length;
+        }
+      }
+    }
+  }
+}
+
 TEST_F(EveryTarget, StepsAndStoredScalesEqualTheReference) {
   // Ranges of all magnitudes and signs, next to powers of two, empty ones, and
   // in one block of each kind one that is not finite.
