@@ -43,6 +43,8 @@ from test_runner import run_tests
 DEPLOY = ROOT / "deploy"
 KUBERNETES = DEPLOY / "kubernetes"
 OVERLAYS = sorted(p.name for p in (KUBERNETES / "overlays").iterdir())
+# One server with a volume; the overlay cluster has many, on shared stores.
+SINGLE = [o for o in OVERLAYS if o != "cluster"]
 PROMETHEUS = DEPLOY / "prometheus"
 RULES = KUBERNETES / "components/monitoring/prometheusrule.yaml"
 DASHBOARD = DEPLOY / "grafana/dashboards/ovpress.json"
@@ -55,6 +57,9 @@ MIB = 1 << 20
 # The memory model of docs/operations.md.
 TRANSFER_BYTES = 64 * MIB
 BASE_BYTES = 256 * MIB
+# The memory of docs/object-store.md: blocks, and 256 KiB for each transfer.
+BLOCK_BYTES = 64 * MIB
+S3_TRANSFER_BYTES = MIB // 4
 # server/main.cc: Shutdown's deadline; and what a kubelet may take.
 SHUTDOWN_SECONDS = 2
 GRACE_MARGIN_SECONDS = 10
@@ -285,7 +290,8 @@ def test_every_file_is_used(c: Context):
         files = spec.get("resources", []) + [f for g in spec.get("configMapGenerator", []) for f in g["files"]]
         used |= {(path.parent / f).resolve() for f in files} | {path}
     loose = {p.resolve() for p in KUBERNETES.rglob("*") if p.is_file()} - used
-    assert {p.relative_to(KUBERNETES).as_posix() for p in loose if p.parent.name != "jobs"} == {"components/autoscaling/adapter-rules.yaml"}
+    assert {p.relative_to(KUBERNETES).as_posix() for p in loose if p.parent.name != "jobs"} == {
+        "components/autoscaling/adapter-rules.yaml", "overlays/cluster/adapter-rules.yaml"}
 
 
 def test_rendering_equals_kubectl(c: Context):
@@ -343,6 +349,8 @@ def secrets(c: Context) -> pathlib.Path:
 def with_secrets(c: Context, text: str, overlay: str) -> str:
     """A server.conf whose files are those of secrets() and of the overlay."""
     text = re.sub(r"=/etc/ovpress-(?:tls|tokens)/", f"={secrets(c)}/", text)
+    # The shared stores are not here; their names are checked against --help.
+    text = re.sub(r"^(?:job-store-file|blob-store)=.*\n", "", text, flags=re.M)
     return text.replace("=/etc/ovpress/", f"={KUBERNETES / 'overlays' / overlay}/")
 
 
@@ -351,7 +359,7 @@ def test_probes_ask_for_what_the_server_answers(c: Context):
         for overlay in OVERLAYS:
             documents = documents_of(overlay)
             listen = int(config_map(documents)["listen"].rsplit(":", 1)[1])
-            container = kustomize.containers(only(documents, "StatefulSet"))[0]
+            container = kustomize.containers(only(documents, "Deployment" if overlay == "cluster" else "StatefulSet"))[0]
             probes = {name: container[name] for name in ("startupProbe", "livenessProbe", "readinessProbe")}
             if "tls-cert" in config_map(documents):
                 # A kubelet speaks no TLS to gRPC.
@@ -374,7 +382,7 @@ def test_probes_ask_for_what_the_server_answers(c: Context):
 
 
 def test_sizes_follow_from_the_configuration(c: Context):
-    for overlay in OVERLAYS:
+    for overlay in SINGLE:
         documents = documents_of(overlay)
         config = config_map(documents)
         spec = only(documents, "StatefulSet")["spec"]
@@ -397,7 +405,7 @@ def test_sizes_follow_from_the_configuration(c: Context):
 
 
 def test_names_and_labels_fit_together(c: Context):
-    for overlay in OVERLAYS:
+    for overlay in SINGLE:
         documents = documents_of(overlay)
         stateful = only(documents, "StatefulSet")
         config = config_map(documents)
@@ -452,7 +460,56 @@ def test_autoscaler(c: Context):
     series = re.search(r'__name__="([^"]+)"', rule["seriesQuery"])[1]
     assert series in records(), series
     # Only the overlay that says so has more than one pod.
-    assert all(only(documents_of(o), "StatefulSet")["spec"]["replicas"] == 1 for o in OVERLAYS if o != "prod-autoscaled")
+    assert all(only(documents_of(o), "StatefulSet")["spec"]["replicas"] == 1 for o in SINGLE if o != "prod-autoscaled")
+
+
+def test_the_cluster_overlay(c: Context):
+    documents = documents_of("cluster")
+    config, deployment = config_map(documents), only(documents, "Deployment")
+    spec, pod = deployment["spec"], kustomize.pod_spec(deployment)
+    assert not any(d["kind"] == "StatefulSet" or "volumeClaimTemplates" in d.get("spec", {}) for d in documents)
+    container = pod["containers"][0]
+    # A rolling update takes no server away before its successor is ready.
+    assert spec["strategy"] == {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}}
+    labels = kustomize.pod_labels(deployment)
+    for kind, field in (("Deployment", "selector"), ("PodDisruptionBudget", "selector")):
+        assert only(documents, kind)["spec"][field]["matchLabels"].items() <= labels.items()
+    service = only(documents, "Service")
+    ports = {p["name"]: p["containerPort"] for p in container["ports"]}
+    assert ports == {"grpc": int(config["listen"].rsplit(":", 1)[1]), "metrics": int(config["metrics"].rsplit(":", 1)[1])}
+    assert service["spec"]["selector"].items() <= labels.items() and "sessionAffinity" not in service["spec"], "any server answers any call"
+    assert all(p["port"] == ports[p["targetPort"]] for p in service["spec"]["ports"])
+    assert only(documents, "PodDisruptionBudget")["spec"]["maxUnavailable"] == 1
+    # Every name of an argument is the binary's, and each server has its own name in leases.
+    given = dict(a.removeprefix("--").split("=", 1) for a in container["args"])
+    assert {f"--{name}" for name in given} <= c.server_flags
+    name = re.fullmatch(r"\$\((\w+)\)", given["server-id"])[1]
+    assert {e["name"]: e["valueFrom"]["fieldRef"]["fieldPath"] for e in container["env"]}[name] == "metadata.name"
+    mounts = {m["name"]: m["mountPath"] for m in container["volumeMounts"]}
+    assert given["config"] == f"{mounts['config']}/server.conf"
+    volumes = {v["name"]: v for v in pod["volumes"]}
+    assert set(volumes) == set(mounts) and mounts["data"] == "/data"
+    assert config["job-store-file"] == f"{mounts['database']}/job-store" and volumes["database"]["secret"]["secretName"] == "ovpress-database"
+    assert config["blob-store"].startswith("s3://") and container["envFrom"] == [{"secretRef": {"name": "ovpress-s3", "optional": True}}]
+    size = volumes["data"]["emptyDir"]["sizeLimit"]
+    resources = container["resources"]
+    assert size_bytes(config["cache-bytes"]) <= 0.8 * size_bytes(size) and resources["requests"]["ephemeral-storage"] == size
+    assert size_bytes(resources["limits"]["ephemeral-storage"]) > size_bytes(size), "the log needs room as well"
+    transfers = int(config["max-transfers"])
+    memory = size_bytes(config["total-memory-bytes"]) + (TRANSFER_BYTES + S3_TRANSFER_BYTES) * transfers + BASE_BYTES + BLOCK_BYTES
+    assert size_bytes(resources["limits"]["memory"]) == size_bytes(resources["requests"]["memory"]) == memory, f"memory should be {memory // MIB}Mi"
+    assert resources["requests"]["cpu"] == config["threads"]
+    assert size_bytes(config["default-job-memory-bytes"]) * int(config["max-running"]) <= size_bytes(config["total-memory-bytes"])
+    drain = float(config["drain-delay-seconds"]) + float(config["drain-seconds"]) + SHUTDOWN_SECONDS
+    assert pod["terminationGracePeriodSeconds"] >= drain + GRACE_MARGIN_SECONDS
+    policy = only(documents, "NetworkPolicy")["spec"]
+    assert {(p["protocol"], p["port"]) for rule in policy["egress"] for p in rule["ports"]} == {("UDP", 53), ("TCP", 53), ("TCP", 5432), ("TCP", 443)}
+    scaler = only(documents, "HorizontalPodAutoscaler")["spec"]
+    assert "replicas" not in spec and scaler["scaleTargetRef"]["kind"] == "Deployment" and scaler["minReplicas"] >= 2
+    rule = yaml.safe_load((KUBERNETES / "overlays/cluster/adapter-rules.yaml").read_text())["externalRules"][0]
+    assert scaler["metrics"][0]["external"]["metric"]["name"] == rule["name"]["as"]
+    query = rule["metricsQuery"].replace("<<.Series>>", re.search(r'__name__="([^"]+)"', rule["seriesQuery"])[1]).replace("<<.LabelMatchers>>", "")
+    assert c.live.query(query), f"a real Prometheus answers nothing to {query}"
 
 
 def test_pods_are_restricted(c: Context):
