@@ -1,6 +1,9 @@
 // Remote compression against the plain transfer of the same bytes: what goes in
 // is uploaded and what comes out is downloaded by the same ByteStream code, but
 // nothing is compressed. The contestants take turns; ratios are of one round.
+// An upload hashes the bytes before it sends them, CompressStream does not: the
+// time of that pass, measured beside the others, is taken off for a second
+// ratio, against the bytes alone.
 //
 //   ovpress-server --max-store-bytes 8GB --min-blob-age 0.1 --data-dir DIR &
 //   remote_bench big.xml --server 127.0.0.1:8470 --server-pid $!
@@ -20,6 +23,7 @@
 #include "client/lib/client.h"
 #include "core/base/heap.h"
 #include "core/base/io.h"
+#include "core/base/sha256.h"
 #include "core/base/status_macros.h"
 #include "core/engine/compression.h"
 #include "nlohmann/json.hpp"
@@ -123,6 +127,8 @@ class Bench {
     for (int round = 0; round < flags_.rounds; ++round) {
       OVPRESS_ASSIGN_OR_RETURN(const double plain,
                                Time([this] { return Plain(); }));
+      OVPRESS_ASSIGN_OR_RETURN(const double hash,
+                               Time([this] { return Hash(); }));
       OVPRESS_ASSIGN_OR_RETURN(const double stream,
                                Time([this] { return Stream(); }));
       OVPRESS_ASSIGN_OR_RETURN(const double job,
@@ -130,7 +136,9 @@ class Bench {
       plain_.push_back(plain);
       stream_.push_back(stream);
       job_.push_back(job);
+      bytes_.push_back(plain - hash);
       stream_ratio_.push_back(stream / plain);
+      stream_bytes_ratio_.push_back(stream / (plain - hash));
       job_ratio_.push_back(job / plain);
     }
     Print();
@@ -153,6 +161,21 @@ class Bench {
     OVPRESS_RETURN_IF_ERROR(client_->Upload(bin, Silent).status());
     PlainFile out(out_path_);
     return client_->Download(result_.bin(), out, Silent);
+  }
+
+  // What Upload() does before it sends the first byte.
+  absl::Status Hash() {
+    Salted bin(bin_.get(), ++salt_);
+    Sha256Hasher hasher;
+    std::vector<std::byte> block(1 << 20);
+    for (uint64_t at = 0; at < bin.size_bytes(); at += block.size()) {
+      const std::span<std::byte> bytes(
+          block.data(), std::min<uint64_t>(block.size(), bin.size_bytes() - at));
+      OVPRESS_RETURN_IF_ERROR(bin.ReadAt(at, bytes));
+      hasher.Update(bytes);
+    }
+    (void)hasher.FinishHex();
+    return absl::OkStatus();
   }
 
   absl::Status Stream() {
@@ -218,8 +241,10 @@ class Bench {
     json["output_bytes"] = result_.bin().size_bytes();
     json["rounds"] = flags_.rounds;
     json["plain_seconds"] = Median(plain_);
+    json["plain_without_hash_seconds"] = Median(bytes_);
     json["stream_seconds"] = Median(stream_);
     json["stream_ratio"] = Median(stream_ratio_);
+    json["stream_ratio_without_hash"] = Median(stream_bytes_ratio_);
     json["job_seconds"] = Median(job_);
     json["job_ratio"] = Median(job_ratio_);
     json["job_without_transfers_seconds"] = Median(job_only_);
@@ -230,14 +255,15 @@ class Bench {
     }
     std::cout << absl::StrFormat(
         "%s, %.2f GB in, %.2f GB out, %d rounds, medians\n"
-        "plain transfer            %6.2f s\n"
-        "CompressStream            %6.2f s   %.2f x\n"
+        "plain transfer            %6.2f s, without the client's hash %.2f s\n"
+        "CompressStream            %6.2f s   %.2f x, %.2f x\n"
         "upload + job + download   %6.2f s   %.2f x (%.2f s from submission "
         "to end)\n"
         "server's peak memory   %s\n",
         flags_.mode, static_cast<double>(bin_->size_bytes()) / 1e9,
         static_cast<double>(result_.bin().size_bytes()) / 1e9, flags_.rounds,
-        Median(plain_), Median(stream_), Median(stream_ratio_), Median(job_),
+        Median(plain_), Median(bytes_), Median(stream_),
+        Median(stream_ratio_), Median(stream_bytes_ratio_), Median(job_),
         Median(job_ratio_), Median(job_only_), ServerPeak());
   }
 
@@ -249,8 +275,8 @@ class Bench {
   uint64_t salt_;
   v1::CompressionOptions options_;
   v1::ModelBlobs result_;
-  std::vector<double> plain_, stream_, job_, job_only_;
-  std::vector<double> stream_ratio_, job_ratio_;
+  std::vector<double> plain_, bytes_, stream_, job_, job_only_;
+  std::vector<double> stream_ratio_, stream_bytes_ratio_, job_ratio_;
 };
 
 absl::Status Main(const Flags& flags) {
