@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <new>
 #include <utility>
 
 #include "core/base/status_macros.h"
@@ -9,19 +10,26 @@
 
 namespace ovpress {
 
+BufferPool& BufferPool::Shared() {
+  static BufferPool& pool = *new BufferPool();  // never destroyed
+  return pool;
+}
+
 BufferPool::Buffer BufferPool::Take(size_t size) {
   Buffer buffer;
   {
     std::lock_guard<std::mutex> lock(mutex_);
-    // The largest free one, so that buffers stop growing soon.
-    if (!free_.empty()) {
-      const auto largest = std::max_element(
-          free_.begin(), free_.end(), [](const Buffer& a, const Buffer& b) {
-            return a->size() < b->size();
-          });
-      buffer = std::move(*largest);
-      free_.erase(largest);
+    // The last one given back that is large enough: it is in a cache still.
+    for (size_t i = free_.size(); i-- > 0 && buffer == nullptr;) {
+      if (free_[i]->size() < size) continue;
+      buffer = std::move(free_[i]);
+      free_.erase(free_.begin() + static_cast<ptrdiff_t>(i));
     }
+    if (buffer == nullptr && !free_.empty()) {
+      buffer = std::move(free_.back());
+      free_.pop_back();
+    }
+    if (buffer != nullptr) free_bytes_ -= buffer->size();
   }
   if (buffer == nullptr) buffer = std::make_unique<std::vector<std::byte>>();
   if (buffer->size() < size) {
@@ -33,7 +41,14 @@ BufferPool::Buffer BufferPool::Take(size_t size) {
 
 void BufferPool::Give(Buffer buffer) {
   std::lock_guard<std::mutex> lock(mutex_);
-  free_.push_back(std::move(buffer));
+  const size_t size = buffer->size();
+  if (size > kFreeBytesMax - free_bytes_) return;
+  try {
+    free_.push_back(std::move(buffer));
+    free_bytes_ += size;
+  } catch (const std::bad_alloc&) {
+    // Called by destructors: the buffer goes back to the system instead.
+  }
 }
 
 size_t WeightReader::element_size() const {

@@ -18,6 +18,13 @@ namespace ovpress {
 // Thread-safe.
 class BufferPool {
  public:
+  // What is free of more than this goes back to the system.
+  static constexpr size_t kFreeBytesMax = 32 << 20;
+
+  // One for all runs of the process: threads that go from one job to another
+  // find buffers that are in their caches.
+  static BufferPool& Shared();
+
   using Buffer = std::unique_ptr<std::vector<std::byte>>;
   // A buffer of at least `size` bytes.
   Buffer Take(size_t size);
@@ -26,6 +33,7 @@ class BufferPool {
  private:
   std::mutex mutex_;
   std::vector<Buffer> free_;
+  size_t free_bytes_ = 0;
 };
 
 // Holds a buffer for the length of a scope.

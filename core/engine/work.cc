@@ -174,7 +174,7 @@ struct WorkList::Impl {
   size_t next_item = 0;
   bool literals_written = false;
   uint64_t need_so_far = 0;
-  BufferPool pool;
+  BufferPool& pool = BufferPool::Shared();
 
   // For the length of one RunAvailable.
   ByteSource* bin = nullptr;
