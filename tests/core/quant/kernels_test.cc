@@ -166,6 +166,29 @@ TEST_F(EveryTarget, RowsEqualTheReference) {
   }
 }
 
+// Steps, zero points and codes of QuantizeRows against the reference's.
+void ExpectRowsEqualTheReference(const Encoding& encoding, const void* data,
+                                 size_t rows, size_t length) {
+  const bool asym = ModeTraitsOf(encoding.mode).zero_point_per_group;
+  std::vector<float> step(rows), step2(rows);
+  std::vector<uint8_t> zero(rows), zero2(rows);
+  const size_t size =
+      *PackedSizeBytes(scalar::Prepare(encoding).code_type, rows * length);
+  std::vector<std::byte> fast(size + 64), slow(size + 64);
+  ASSERT_EQ(QuantizeRows(encoding, data, rows, length, step.data(),
+                         asym ? zero.data() : nullptr, fast.data()),
+            reference::QuantizeRows(encoding, data, rows, length, step2.data(),
+                                    asym ? zero2.data() : nullptr,
+                                    slow.data()));
+  ASSERT_EQ(0,
+            std::memcmp(step.data(), step2.data(), rows * sizeof(float)));
+  ASSERT_EQ(zero, zero2);
+  ASSERT_TRUE(std::equal(fast.begin(),
+                         fast.begin() + static_cast<ptrdiff_t>(size),
+                         slow.begin()))
+      << "length " << length;
+}
+
 TEST_F(EveryTarget, ManyRowsEqualTheReference) {
   // More rows than are taken at once, and rows shorter than any vector; the
   // scales and the ranges, too.
@@ -186,23 +209,8 @@ TEST_F(EveryTarget, ManyRowsEqualTheReference) {
                                      hi2.data()));
           ASSERT_EQ(lo, lo2);
           ASSERT_EQ(hi, hi2);
-          const bool asym = ModeTraitsOf(encoding.mode).zero_point_per_group;
-          std::vector<float> step(rows), step2(rows);
-          std::vector<uint8_t> zero(rows), zero2(rows);
-          const size_t size = *PackedSizeBytes(
-              scalar::Prepare(encoding).code_type, rows * length);
-          std::vector<std::byte> fast(size + 64), slow(size + 64);
-          ASSERT_EQ(QuantizeRows(encoding, data, rows, length, step.data(),
-                                 asym ? zero.data() : nullptr, fast.data()),
-                    reference::QuantizeRows(
-                        encoding, data, rows, length, step2.data(),
-                        asym ? zero2.data() : nullptr, slow.data()));
-          ASSERT_EQ(step, step2);
-          ASSERT_EQ(zero, zero2);
-          ASSERT_TRUE(std::equal(fast.begin(),
-                                 fast.begin() + static_cast<ptrdiff_t>(size),
-                                 slow.begin()))
-              << "length " << length;
+          ExpectRowsEqualTheReference(encoding, data, rows, length);
+          if (HasFatalFailure()) return;
         }
       }
     }
@@ -230,21 +238,8 @@ TEST_F(EveryTarget, StepsOfAllSizesEqualTheReference) {
             weights[i] = std::clamp(weights[i], -largest, largest);
           }
           const auto bytes = Stored(source, weights, 0);
-          std::vector<float> step(rows), step2(rows);
-          const size_t size = *PackedSizeBytes(
-              scalar::Prepare(encoding).code_type, rows * length);
-          std::vector<std::byte> fast(size + 64), slow(size + 64);
-          ASSERT_EQ(QuantizeRows(encoding, bytes.data(), rows, length,
-                                 step.data(), nullptr, fast.data()),
-                    reference::QuantizeRows(encoding, bytes.data(), rows,
-                                            length, step2.data(), nullptr,
-                                            slow.data()));
-          ASSERT_EQ(0, std::memcmp(step.data(), step2.data(),
-                                   rows * sizeof(float)));
-          ASSERT_TRUE(std::equal(fast.begin(),
-                                 fast.begin() + static_cast<ptrdiff_t>(size),
-                                 slow.begin()))
-              << "length " << length;
+          ExpectRowsEqualTheReference(encoding, bytes.data(), rows, length);
+          if (HasFatalFailure()) return;
         }
       }
     }
