@@ -264,6 +264,7 @@ class LocalBlobStore final : public BlobStore {
  private:
   class Upload;
   class Writer;
+  class ReservedFile;
   class Scratch;
   class Source;
   class PinImpl;
@@ -431,24 +432,13 @@ class LocalBlobStore::ReservationImpl final : public SpaceReservation {
   std::atomic<uint64_t> left_;
 };
 
-class LocalBlobStore::Scratch final : public ScratchBlob {
+// What reaches the file counts as written of what the store set aside.
+class LocalBlobStore::ReservedFile final : public ByteSink {
  public:
-  Scratch(LocalBlobStore* store, Fd fd, uint64_t size, std::string path,
-          std::string owner)
-      : store_(store),
-        fd_(std::move(fd)),
-        size_(size),
-        path_(std::move(path)),
-        owner_(std::move(owner)) {}
-  ~Scratch() override {
-    store_->reserved_written_ -= written_;
-    MutexLock lock(&store_->mutex_);
-    store_->SubReserved(owner_, size_);
-  }
-  uint64_t size_bytes() const override { return size_; }
-  absl::Status ReadAt(uint64_t offset, std::span<std::byte> out) override {
-    return ReadAll(fd_.get(), offset, out, path_);
-  }
+  ReservedFile(LocalBlobStore* store, Fd fd, std::string path)
+      : store_(store), fd_(std::move(fd)), path_(std::move(path)) {}
+  ~ReservedFile() override { store_->reserved_written_ -= written_; }
+  int fd() const { return fd_.get(); }
   absl::Status WriteAt(uint64_t offset,
                        std::span<const std::byte> bytes) override {
     OVPRESS_RETURN_IF_ERROR(WriteAll(fd_.get(), offset, bytes, path_));
@@ -460,10 +450,38 @@ class LocalBlobStore::Scratch final : public ScratchBlob {
  private:
   LocalBlobStore* const store_;
   const Fd fd_;
+  const std::string path_;
+  std::atomic<uint64_t> written_{0};
+};
+
+class LocalBlobStore::Scratch final : public ScratchBlob {
+ public:
+  Scratch(LocalBlobStore* store, Fd fd, uint64_t size, std::string path,
+          std::string owner)
+      : store_(store),
+        size_(size),
+        path_(path),
+        owner_(std::move(owner)),
+        file_(store, std::move(fd), std::move(path)) {}
+  ~Scratch() override {
+    MutexLock lock(&store_->mutex_);
+    store_->SubReserved(owner_, size_);
+  }
+  uint64_t size_bytes() const override { return size_; }
+  absl::Status ReadAt(uint64_t offset, std::span<std::byte> out) override {
+    return ReadAll(file_.fd(), offset, out, path_);
+  }
+  absl::Status WriteAt(uint64_t offset,
+                       std::span<const std::byte> bytes) override {
+    return file_.WriteAt(offset, bytes);
+  }
+
+ private:
+  LocalBlobStore* const store_;
   const uint64_t size_;
   const std::string path_;
   const std::string owner_;
-  std::atomic<uint64_t> written_{0};
+  ReservedFile file_;
 };
 
 class LocalBlobStore::Writer final : public BlobWriter {
@@ -513,33 +531,11 @@ class LocalBlobStore::Writer final : public BlobWriter {
   }
 
  private:
-  // What reaches the file counts as written of what the store set aside.
-  class File final : public ByteSink {
-   public:
-    File(LocalBlobStore* store, Fd fd, const std::string& path)
-        : store_(store), fd_(std::move(fd)), path_(path) {}
-    ~File() override { store_->reserved_written_ -= written_; }
-    int fd() const { return fd_.get(); }
-    absl::Status WriteAt(uint64_t offset,
-                         std::span<const std::byte> bytes) override {
-      OVPRESS_RETURN_IF_ERROR(WriteAll(fd_.get(), offset, bytes, path_));
-      written_ += bytes.size();
-      store_->reserved_written_ += bytes.size();
-      return absl::OkStatus();
-    }
-
-   private:
-    LocalBlobStore* const store_;
-    const Fd fd_;
-    const std::string& path_;
-    std::atomic<uint64_t> written_{0};
-  };
-
   LocalBlobStore* const store_;
   const uint64_t size_;
   const std::string path_;
   const std::string owner_;
-  File file_;
+  ReservedFile file_;
   GatheringSink gathered_;
   std::atomic<uint64_t> written_{0};
   bool published_ = false;
