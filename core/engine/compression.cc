@@ -169,13 +169,12 @@ absl::Status Compression::ComputeScoresOrThrow(ByteSource& bin,
   ProgressMeter meter(options, Phase::kScoring, 0,
                       ScoringBytes(impl_->model, impl_->plan),
                       impl_->plan.ratio_defining.size(), nullptr);
-  BufferPool pool;
   ScoringContext context;
   context.model = &impl_->model;
   context.plan = &impl_->plan;
   context.bin = &bin;
   context.executor = options.executor;
-  context.pool = &pool;
+  context.pool = &BufferPool::Shared();
   context.window_bytes =
       WindowBytes(options.memory_budget_bytes, options.executor->parallelism());
   context.advance = [&meter](uint64_t bytes) { return meter.Advance(bytes); };
