@@ -102,17 +102,30 @@ struct Compression::Impl {
     settled = true;
     return absl::OkStatus();
   }
-  uint64_t SourceBytes() const {
+  uint64_t SourceBytes(size_t unit_begin, size_t unit_end) const {
     uint64_t bytes = 0;
-    for (const Unit& unit : layout.units) bytes += unit.source.size;
+    for (size_t i = unit_begin; i < unit_end; ++i) {
+      bytes += layout.units[i].source.size;
+    }
     return bytes;
   }
-  uint64_t CompressedWeights() const {
+  uint64_t CompressedWeights(size_t unit_begin, size_t unit_end) const {
     uint64_t count = 0;
-    for (const Unit& unit : layout.units) {
-      count += unit.kind == UnitKind::kCompress;
+    for (size_t i = unit_begin; i < unit_end; ++i) {
+      count += layout.units[i].kind == UnitKind::kCompress;
     }
     return count;
+  }
+  // Units write behind one another.
+  Part MakePart(size_t unit_begin, size_t unit_end) const {
+    const auto out_begin = [this](size_t unit) {
+      return unit == 0 ? 0 : layout.units[unit - 1].out_end;
+    };
+    return {unit_begin, unit_end, out_begin(unit_begin), out_begin(unit_end),
+            SourceBytes(unit_begin, unit_end)};
+  }
+  std::vector<SquaredSums> ErrorsByUnit() const {
+    return work != nullptr ? work->ErrorsByUnit() : part_errors;
   }
 
   Model model;
@@ -122,6 +135,7 @@ struct Compression::Impl {
   uint64_t bin_size_bytes = 0;
   std::unique_ptr<WorkList> work;
   uint64_t work_bytes_done = 0;
+  std::vector<SquaredSums> part_errors;  // by unit; empty if not measured
 };
 
 Compression::Compression() = default;
@@ -158,17 +172,36 @@ bool Compression::needs_scores() const {
 
 absl::Status Compression::ComputeScores(ByteSource& bin,
                                         const RunOptions& options) {
-  return CatchOutOfMemory([&] { return ComputeScoresOrThrow(bin, options); });
+  OVPRESS_ASSIGN_OR_RETURN(const std::vector<double> scores,
+                           ScorePart(bin, 0, score_count(), options));
+  return SetScores(scores);
 }
 
-absl::Status Compression::ComputeScoresOrThrow(ByteSource& bin,
-                                               const RunOptions& options) {
+size_t Compression::score_count() const {
+  return impl_->plan.ratio_defining.size();
+}
+
+absl::StatusOr<std::vector<double>> Compression::ScorePart(
+    ByteSource& bin, size_t begin, size_t end,
+    const RunOptions& options) const {
+  return CatchOutOfMemory(
+      [&] { return ScorePartOrThrow(bin, begin, end, options); });
+}
+
+absl::StatusOr<std::vector<double>> Compression::ScorePartOrThrow(
+    ByteSource& bin, size_t begin, size_t end,
+    const RunOptions& options) const {
   OVPRESS_CHECK(options.executor != nullptr);
   OVPRESS_CHECK(needs_scores());
+  if (begin > end || end > score_count()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("weights ", begin, " to ", end,
+                     " to score, of a model that has ", score_count()));
+  }
   OVPRESS_RETURN_IF_ERROR(impl_->model.CheckConstantRanges(bin.size_bytes()));
   ProgressMeter meter(options, Phase::kScoring, 0,
-                      ScoringBytes(impl_->model, impl_->plan),
-                      impl_->plan.ratio_defining.size(), nullptr);
+                      ScoringBytes(impl_->model, impl_->plan, begin, end),
+                      end - begin, nullptr);
   ScoringContext context;
   context.model = &impl_->model;
   context.plan = &impl_->plan;
@@ -177,11 +210,23 @@ absl::Status Compression::ComputeScoresOrThrow(ByteSource& bin,
   context.pool = &BufferPool::Shared();
   context.window_bytes =
       WindowBytes(options.memory_budget_bytes, options.executor->parallelism());
+  context.begin = begin;
+  context.end = end;
   context.advance = [&meter](uint64_t bytes) { return meter.Advance(bytes); };
-  OVPRESS_ASSIGN_OR_RETURN(const std::vector<double> scores,
-                           ScoreWeights(context));
-  ApplyScores(scores, &impl_->plan);
-  return impl_->Settle();
+  return ScoreWeights(context);
+}
+
+absl::Status Compression::SetScores(const std::vector<double>& scores) {
+  OVPRESS_CHECK(needs_scores());
+  if (scores.size() != score_count()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(scores.size(), " scores for a model that has ",
+                     score_count(), " weights to score"));
+  }
+  return CatchOutOfMemory([&] {
+    ApplyScores(scores, &impl_->plan);
+    return impl_->Settle();
+  });
 }
 
 uint64_t Compression::output_bin_bytes() const {
@@ -223,10 +268,12 @@ absl::Status Compression::RunAvailableOrThrow(ByteSource& bin,
     context.parallelism = options.executor->parallelism();
     context.memory_budget_bytes = options.memory_budget_bytes;
     context.measure_error = options.measure_error;
+    context.unit_end = impl.layout.units.size();
     impl.work = std::make_unique<WorkList>(context);
   }
   ProgressMeter meter(options, Phase::kCompressing, impl.work_bytes_done,
-                      impl.SourceBytes(), impl.CompressedWeights(),
+                      impl.SourceBytes(0, impl.layout.units.size()),
+                      impl.CompressedWeights(0, impl.layout.units.size()),
                       [&impl] { return impl.work->weights_done(); });
   const absl::Status status = impl.work->RunAvailable(
       bin, available_bytes, out, *options.executor,
@@ -234,6 +281,148 @@ absl::Status Compression::RunAvailableOrThrow(ByteSource& bin,
   impl.work_bytes_done = meter.bytes_done();
   meter.Report(true);
   return status;
+}
+
+std::vector<Part> Compression::Cut(size_t count,
+                                   uint64_t min_output_bytes) const {
+  OVPRESS_CHECK(impl_->settled);
+  OVPRESS_CHECK(count > 0);
+  const size_t units = impl_->layout.units.size();
+  const uint64_t total = impl_->SourceBytes(0, units);
+  const auto even_cut = [&](size_t cut) {
+    return static_cast<uint64_t>(static_cast<double>(total) *
+                                 static_cast<double>(cut) /
+                                 static_cast<double>(count));
+  };
+  std::vector<Part> parts;
+  size_t begin = 0;
+  size_t cut = 1;     // the next even cut; made at the nearest end of a unit
+  uint64_t done = 0;  // input bytes of the units before
+  for (size_t unit = 0; unit < units; ++unit) {
+    const uint64_t after = done + impl_->layout.units[unit].source.size;
+    const uint64_t next = even_cut(cut);
+    if (unit > begin && cut < count && after > next &&
+        (done >= next || next - done < after - next)) {
+      parts.push_back(impl_->MakePart(begin, unit));
+      begin = unit;
+      do {
+        ++cut;
+      } while (cut < count && even_cut(cut) <= done);
+    }
+    done = after;
+  }
+  if (begin < units) parts.push_back(impl_->MakePart(begin, units));
+  const auto too_small = [&](const Part& part) {
+    return part.output_end - part.output_begin < min_output_bytes;
+  };
+  std::vector<Part> joined;
+  for (const Part& part : parts) {
+    const bool last = &part == &parts.back();
+    if (!joined.empty() &&
+        (too_small(joined.back()) || (last && too_small(part)))) {
+      joined.back() =
+          impl_->MakePart(joined.back().unit_begin, part.unit_end);
+    } else {
+      joined.push_back(part);
+    }
+  }
+  return joined;
+}
+
+absl::Status Compression::CheckPart(const Part& part) const {
+  OVPRESS_CHECK(impl_->settled);
+  if (part.unit_begin < part.unit_end &&
+      part.unit_end <= impl_->layout.units.size() &&
+      part == impl_->MakePart(part.unit_begin, part.unit_end)) {
+    return absl::OkStatus();
+  }
+  return absl::InvalidArgumentError(absl::StrCat(
+      "units ", part.unit_begin, " to ", part.unit_end, " at bytes ",
+      part.output_begin, " to ", part.output_end,
+      " are no part of this compression of ", impl_->layout.units.size(),
+      " units; it was cut from another model, other options, or by another "
+      "version than ",
+      EngineVersion()));
+}
+
+absl::StatusOr<PartResult> Compression::RunPart(
+    ByteSource& bin, const Part& part, ByteSink& out,
+    const RunOptions& options) const {
+  return CatchOutOfMemory(
+      [&] { return RunPartOrThrow(bin, part, out, options); });
+}
+
+absl::StatusOr<PartResult> Compression::RunPartOrThrow(
+    ByteSource& bin, const Part& part, ByteSink& out,
+    const RunOptions& options) const {
+  OVPRESS_CHECK(options.executor != nullptr);
+  OVPRESS_RETURN_IF_ERROR(CheckPart(part));
+  const Impl& impl = *impl_;
+  OVPRESS_RETURN_IF_ERROR(impl.model.CheckConstantRanges(bin.size_bytes()));
+  WorkContext context;
+  context.model = &impl.model;
+  context.plan = &impl.plan;
+  context.layout = &impl.layout;
+  context.parallelism = options.executor->parallelism();
+  context.memory_budget_bytes = options.memory_budget_bytes;
+  context.measure_error = options.measure_error;
+  context.unit_begin = part.unit_begin;
+  context.unit_end = part.unit_end;
+  WorkList work(context);
+  ProgressMeter meter(options, Phase::kCompressing, 0, part.input_bytes,
+                      impl.CompressedWeights(part.unit_begin, part.unit_end),
+                      [&work] { return work.weights_done(); });
+  OVPRESS_RETURN_IF_ERROR(work.RunAvailable(
+      bin, bin.size_bytes(), out, *options.executor,
+      [&meter](uint64_t bytes) { return meter.Advance(bytes); }));
+  meter.Report(true);
+  PartResult result{part, {}};
+  if (!options.measure_error) return result;
+  const std::vector<SquaredSums> errors = work.ErrorsByUnit();
+  for (size_t unit = part.unit_begin; unit < part.unit_end; ++unit) {
+    result.errors.push_back({errors[unit].error, errors[unit].signal});
+  }
+  return result;
+}
+
+absl::Status Compression::SetPartResults(uint64_t input_bin_bytes,
+                                         std::vector<PartResult> results) {
+  OVPRESS_CHECK(impl_->settled);
+  std::sort(results.begin(), results.end(),
+            [](const PartResult& a, const PartResult& b) {
+              return a.part.unit_begin < b.part.unit_begin;
+            });
+  std::vector<SquaredSums> errors;
+  uint64_t next = 0;
+  bool measured = true;
+  for (const PartResult& result : results) {
+    const Part& part = result.part;
+    OVPRESS_RETURN_IF_ERROR(CheckPart(part));
+    if (part.unit_begin != next) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("units ", next, " to ", part.unit_begin,
+                       " are in no part or in two"));
+    }
+    next = part.unit_end;
+    if (result.errors.empty()) measured = false;
+    if (!result.errors.empty() &&
+        result.errors.size() != part.unit_end - part.unit_begin) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(result.errors.size(), " errors for the units ",
+                       part.unit_begin, " to ", part.unit_end));
+    }
+    for (const PartResult::Sums& sums : result.errors) {
+      errors.push_back({sums.error, sums.signal});
+    }
+  }
+  if (next != impl_->layout.units.size()) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "the parts end at unit ", next, " of ", impl_->layout.units.size()));
+  }
+  impl_->bin_size_bytes = input_bin_bytes;
+  impl_->part_errors =
+      measured ? std::move(errors) : std::vector<SquaredSums>();
+  return absl::OkStatus();
 }
 
 uint64_t Compression::output_prefix_bytes() const {
@@ -319,9 +508,7 @@ Report Compression::report() const {
   const Impl& impl = *impl_;
   OVPRESS_CHECK(impl.settled);
   Report report;
-  const std::vector<SquaredSums> errors = impl.work != nullptr
-                                              ? impl.work->ErrorsByUnit()
-                                              : std::vector<SquaredSums>();
+  const std::vector<SquaredSums> errors = impl.ErrorsByUnit();
   report.bin_bytes_before = impl.bin_size_bytes != 0
                                 ? impl.bin_size_bytes
                                 : impl.model.BinBytesUsed();

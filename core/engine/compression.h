@@ -8,6 +8,12 @@
 //                                   input is still arriving
 //   report()
 //
+// Or shared out among machines that each made the same Compression:
+//
+//   [ScorePart(source, begin, end) for all of score_count(); SetScores(all)]
+//   Cut(count), RunPart(source, part, sink) for each part, anywhere
+//   SetPartResults(all), report()
+//
 // Output bytes depend on the model and the options only: never on the executor,
 // the instruction set, the order of arrival or how often it was restarted.
 #ifndef OVPRESS_CORE_ENGINE_COMPRESSION_H_
@@ -96,6 +102,27 @@ struct Report {
   std::string ToTable() const;  // for people
 };
 
+// A piece of the work whose output lies in one range of the .bin. The same for
+// everybody with the same model, options, scores and engine version.
+struct Part {
+  uint64_t unit_begin = 0;  // positions in the engine's layout
+  uint64_t unit_end = 0;
+  uint64_t output_begin = 0;  // of the output .bin
+  uint64_t output_end = 0;
+  uint64_t input_bytes = 0;  // read and turned into output: the cost
+  friend bool operator==(const Part&, const Part&) = default;
+};
+
+// What a part measured, for the report.
+struct PartResult {
+  struct Sums {
+    double error = 0;   // ||d - w||^2
+    double signal = 0;  // ||w||^2
+  };
+  Part part;
+  std::vector<Sums> errors;  // by unit of the part; empty if not measured
+};
+
 // Sizes known from the .xml alone. With ratio < 1 the choice is open until the
 // weights were scored, hence a range; min == max otherwise.
 struct Estimate {
@@ -125,7 +152,18 @@ class Compression {
   bool needs_scores() const;
   absl::Status ComputeScores(ByteSource& bin, const RunOptions& options);
 
-  // REQUIRES: !needs_scores() or ComputeScores() done.
+  // The same in pieces. ScorePart() gives the scores of the weights [begin,
+  // end) among score_count(); they are the same doubles whatever the pieces,
+  // and must reach SetScores(), which takes all of them, unrounded.
+  // kInvalidArgument if the range or the number of scores does not fit this
+  // model. ScorePart() may run several times at once.
+  size_t score_count() const;
+  absl::StatusOr<std::vector<double>> ScorePart(
+      ByteSource& bin, size_t begin, size_t end,
+      const RunOptions& options) const;
+  absl::Status SetScores(const std::vector<double>& scores);
+
+  // REQUIRES: !needs_scores() or ComputeScores() or SetScores() done.
   uint64_t output_bin_bytes() const;
   std::string OutputXml() const;
 
@@ -141,14 +179,39 @@ class Compression {
   // Input below it is read no more. Not while a run is under way.
   uint64_t input_needed_from() const;
 
-  // REQUIRES: Run() done.
+  // At most `count` parts (> 0) of about equal cost that follow one another and
+  // cover the output; a weight is never cut. Parts with less output than
+  // `min_output_bytes` are joined with their neighbours. REQUIRES: as
+  // output_bin_bytes().
+  std::vector<Part> Cut(size_t count, uint64_t min_output_bytes = 0) const;
+  // Writes exactly the bytes [output_begin, output_end) that Run() would write
+  // there. May run several times at once, beside Run() too. AWQ's factors that
+  // the part needs are computed by it, from whole weights that may lie outside
+  // of it. kInvalidArgument if the part is not of this compression. REQUIRES:
+  // as output_bin_bytes().
+  absl::StatusOr<PartResult> RunPart(ByteSource& bin, const Part& part,
+                                     ByteSink& out,
+                                     const RunOptions& options) const;
+  // What report() says then is what it says after Run(), but that the errors'
+  // last digits may differ. kInvalidArgument unless the parts, in any order,
+  // cover the whole output once and fit this compression.
+  absl::Status SetPartResults(uint64_t input_bin_bytes,
+                              std::vector<PartResult> results);
+
+  // REQUIRES: Run() done, or SetPartResults().
   Report report() const;
 
  private:
   Compression();
   static absl::StatusOr<std::unique_ptr<Compression>> CreateOrThrow(
       std::string xml, const CompressionOptions& options);
-  absl::Status ComputeScoresOrThrow(ByteSource& bin, const RunOptions& options);
+  absl::StatusOr<std::vector<double>> ScorePartOrThrow(
+      ByteSource& bin, size_t begin, size_t end,
+      const RunOptions& options) const;
+  absl::StatusOr<PartResult> RunPartOrThrow(ByteSource& bin, const Part& part,
+                                            ByteSink& out,
+                                            const RunOptions& options) const;
+  absl::Status CheckPart(const Part& part) const;
   absl::Status RunAvailableOrThrow(ByteSource& bin, uint64_t available_bytes,
                                    ByteSink& out, const RunOptions& options);
   struct Impl;

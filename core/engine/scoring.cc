@@ -35,7 +35,7 @@ class Scorer {
     OVPRESS_RETURN_IF_ERROR(c_.executor->ParallelFor(
         items_.size(), [this](size_t i) { return RunItem(items_[i]); }));
     std::vector<double> scores;
-    for (size_t slot = 0; slot < errors_.size(); ++slot) {
+    for (size_t slot = c_.begin; slot < c_.end; ++slot) {
       scores.push_back(SensitivityScore(errors_[slot], ConstantOf(slot).type));
     }
     return scores;
@@ -56,7 +56,7 @@ class Scorer {
   }
 
   void MakeItems() {
-    for (size_t slot = 0; slot < c_.plan->ratio_defining.size(); ++slot) {
+    for (size_t slot = c_.begin; slot < c_.end; ++slot) {
       const FoldedShape shape = ShapeOf(slot);
       const Constant& constant = ConstantOf(slot);
       if (constant.element_count == 0) continue;
@@ -214,9 +214,11 @@ absl::StatusOr<std::vector<double>> ScoreWeights(
   return Scorer(context).Run();
 }
 
-uint64_t ScoringBytes(const Model& model, const Plan& plan) {
+uint64_t ScoringBytes(const Model& model, const Plan& plan, size_t begin,
+                      size_t end) {
   uint64_t bytes = 0;
-  for (const size_t index : plan.ratio_defining) {
+  for (size_t slot = begin; slot < end; ++slot) {
+    const size_t index = plan.ratio_defining[slot];
     bytes += model.constants()[plan.weights[index].constant].size_bytes;
   }
   return bytes;

@@ -7,6 +7,7 @@
 #include <mutex>
 #include <optional>
 
+#include "absl/container/flat_hash_map.h"
 #include "absl/strings/str_cat.h"
 #include "core/base/status_macros.h"
 #include "core/engine/awq.h"
@@ -123,6 +124,10 @@ struct WorkList::Impl {
   // Indices in Plan::weights.
   static std::vector<size_t> TargetsOf(const AwqScale& match);
   void PrepareAwq();
+  bool Has(size_t unit) const {
+    return unit >= c.unit_begin && unit < c.unit_end;
+  }
+  std::vector<bool> AwqNeeded() const;
   void MakeItems();
   void AddCopyItems(uint32_t unit);
   void AddCompressItems(uint32_t unit);
@@ -359,11 +364,37 @@ void WorkList::Impl::AddCompressItems(uint32_t unit_index) {
   } while (at < regions);
 }
 
+// Which of Plan::awq have factors that these units, or the factors of another
+// such match, are multiplied by. Matches use factors of earlier ones only.
+std::vector<bool> WorkList::Impl::AwqNeeded() const {
+  std::vector<bool> needed(plan().awq.size(), false);
+  absl::flat_hash_map<const std::vector<float>*, size_t> match_of;
+  for (size_t k = 0; k < needed.size(); ++k) {
+    match_of[&awq_factors[k]] = k;
+    match_of[&awq_inverses[k]] = k;
+  }
+  const auto need = [&](const std::vector<ScaleStep>& steps) {
+    for (const ScaleStep& step : steps) {
+      needed[match_of.at(step.factors)] = true;
+    }
+  };
+  for (size_t unit = c.unit_begin; unit < c.unit_end; ++unit) {
+    need(states[unit].steps);
+  }
+  for (size_t k = needed.size(); k-- > 0;) {
+    if (!needed[k]) continue;
+    for (const std::vector<ScaleStep>& before : awq_before[k]) need(before);
+  }
+  return needed;
+}
+
 void WorkList::Impl::MakeItems() {
   items_left.assign(c.layout->units.size(), 0);
   // AWQ's factors come from whole weights: before the first unit that uses
   // them, hence before everything.
+  const std::vector<bool> awq_needed = AwqNeeded();
   for (size_t k = 0; k < plan().awq.size(); ++k) {
+    if (!awq_needed[k]) continue;
     Item item;
     item.kind = ItemKind::kAwq;
     item.exclusive = true;
@@ -377,7 +408,8 @@ void WorkList::Impl::MakeItems() {
     }
     AddItem(item);
   }
-  for (uint32_t unit = 0; unit < c.layout->units.size(); ++unit) {
+  for (uint32_t unit = static_cast<uint32_t>(c.unit_begin); unit < c.unit_end;
+       ++unit) {
     if (UnitAt(unit).kind == UnitKind::kCompress) {
       AddCompressItems(unit);
     } else {
@@ -398,8 +430,8 @@ void WorkList::Impl::MakeItems() {
 // What the plan itself knows needs no input; written before anything else.
 absl::Status WorkList::Impl::WriteLiterals() {
   if (literals_written) return absl::OkStatus();
-  for (const Unit& unit : c.layout->units) {
-    for (const Literal& literal : unit.literals) {
+  for (size_t i = c.unit_begin; i < c.unit_end; ++i) {
+    for (const Literal& literal : UnitAt(i).literals) {
       OVPRESS_RETURN_IF_ERROR(out->WriteAt(
           literal.offset, std::as_bytes(std::span<const char>(
                               literal.bytes.data(), literal.bytes.size()))));
@@ -448,7 +480,7 @@ void WorkList::Impl::Finish(size_t index) {
   std::lock_guard<std::mutex> lock(mutex);
   const Item& item = items[index];
   done[index] = true;
-  if (--items_left[item.unit] == 0 &&
+  if (--items_left[item.unit] == 0 && Has(item.unit) &&
       UnitAt(item.unit).kind == UnitKind::kCompress) {
     weights_done.fetch_add(1, std::memory_order_relaxed);
   }
@@ -895,7 +927,9 @@ absl::Status WorkList::Impl::RunAwq(const Item& item) {
       inputs, match.shared_over_batch, &pool, window,
       [this](uint64_t bytes) { return (*advance)(bytes); }, &awq_factors[k],
       &awq_inverses[k]));
-  if (match.merged_constant != kNone) return absl::OkStatus();
+  if (match.merged_constant != kNone || !Has(item.unit)) {
+    return absl::OkStatus();
+  }
   const Unit& unit = UnitAt(item.unit);
   for (size_t i = 0; i < unit.awq_multiply_of.size(); ++i) {
     if (unit.awq_multiply_of[i] != k) continue;

@@ -27,9 +27,13 @@ struct WorkContext {
   int parallelism = 1;
   uint64_t memory_budget_bytes = 0;
   bool measure_error = false;
+  // The units to write, positions in layout->units; nothing else is written.
+  size_t unit_begin = 0;
+  size_t unit_end = 0;
 };
 
-// All the work of one compression. RunAvailable from one thread at a time.
+// All the work of one compression, or of some of its units. RunAvailable from
+// one thread at a time.
 class WorkList {
  public:
   explicit WorkList(const WorkContext& context);
