@@ -123,6 +123,9 @@ void RegisterFlags(CLI::App* app, ServerFlags* flags) {
   AddLimit(app, "--max-queued", &jobs.max_queued, "Jobs that wait");
   AddLimit(app, "--max-queued-per-owner", &jobs.max_queued_per_owner,
            "Jobs of one client that wait");
+  AddBytes(app, "--share-jobs-above", &jobs.share_jobs_above_bytes,
+           "On a shared queue and an object store: jobs with a .bin of at "
+           "least this size are worked on by several servers; 0: never");
   AddLimit(app, "--max-streams", &jobs.max_streams,
            "CompressStream calls at a time");
   AddBytes(app, "--total-memory-bytes", &jobs.total_memory_bytes,

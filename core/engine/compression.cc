@@ -181,6 +181,10 @@ size_t Compression::score_count() const {
   return impl_->plan.ratio_defining.size();
 }
 
+uint64_t Compression::ScoringBytes(size_t begin, size_t end) const {
+  return ovpress::ScoringBytes(impl_->model, impl_->plan, begin, end);
+}
+
 absl::StatusOr<std::vector<double>> Compression::ScorePart(
     ByteSource& bin, size_t begin, size_t end,
     const RunOptions& options) const {
@@ -200,7 +204,7 @@ absl::StatusOr<std::vector<double>> Compression::ScorePartOrThrow(
   }
   OVPRESS_RETURN_IF_ERROR(impl_->model.CheckConstantRanges(bin.size_bytes()));
   ProgressMeter meter(options, Phase::kScoring, 0,
-                      ScoringBytes(impl_->model, impl_->plan, begin, end),
+                      ScoringBytes(begin, end),
                       end - begin, nullptr);
   ScoringContext context;
   context.model = &impl_->model;
@@ -320,8 +324,7 @@ std::vector<Part> Compression::Cut(size_t count,
     const bool last = &part == &parts.back();
     if (!joined.empty() &&
         (too_small(joined.back()) || (last && too_small(part)))) {
-      joined.back() =
-          impl_->MakePart(joined.back().unit_begin, part.unit_end);
+      joined.back() = impl_->MakePart(joined.back().unit_begin, part.unit_end);
     } else {
       joined.push_back(part);
     }

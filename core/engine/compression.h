@@ -158,6 +158,8 @@ class Compression {
   // kInvalidArgument if the range or the number of scores does not fit this
   // model. ScorePart() may run several times at once.
   size_t score_count() const;
+  // Input that scoring them reads: the cost.
+  uint64_t ScoringBytes(size_t begin, size_t end) const;
   absl::StatusOr<std::vector<double>> ScorePart(
       ByteSource& bin, size_t begin, size_t end,
       const RunOptions& options) const;

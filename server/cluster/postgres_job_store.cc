@@ -10,6 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "core/base/mutex.h"
 #include "core/base/status_macros.h"
+#include "server/cluster/postgres_part_store.h"
 #include "server/jobs/errors.h"
 #include "server/jobs/job_json.h"
 
@@ -20,7 +21,6 @@ constexpr char kChannel[] = "ovpress_jobs";
 // News are gathered for so long before the others are told: PostgreSQL lets
 // only one transaction at a time commit notifications.
 constexpr std::chrono::milliseconds kGatherNews{10};
-constexpr absl::Duration kRetryAfter = absl::Seconds(2);
 // Claims with a limit per owner count and take under one lock.
 constexpr int64_t kClaimLock = 0x6f76707265737301;
 
@@ -69,6 +69,28 @@ CREATE TABLE job_blobs(
   size_bytes bigint NOT NULL);
 CREATE INDEX job_blobs_seq ON job_blobs(seq);
 CREATE INDEX job_blobs_blob ON job_blobs(sha256, size_bytes);)",
+    // Parts: state 1 is open, 2 taken, 3 done.
+    R"(CREATE SEQUENCE job_part_tokens;
+CREATE TABLE job_rounds(
+  seq bigint PRIMARY KEY REFERENCES jobs ON DELETE CASCADE,
+  common text NOT NULL);
+CREATE TABLE job_parts(
+  seq bigint NOT NULL REFERENCES jobs ON DELETE CASCADE,
+  number integer NOT NULL,
+  job_token bigint NOT NULL,
+  engine text NOT NULL,
+  state smallint NOT NULL DEFAULT 1,
+  attempt integer NOT NULL DEFAULT 0,
+  server_id text NOT NULL DEFAULT '',
+  lease_expires bigint NOT NULL DEFAULT -9223372036854775808,
+  token bigint NOT NULL DEFAULT 0,
+  cost bigint NOT NULL,
+  done bigint NOT NULL DEFAULT 0,
+  orders text NOT NULL,
+  result text NOT NULL DEFAULT '',
+  PRIMARY KEY (seq, number)
+) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.02);
+CREATE INDEX job_parts_open ON job_parts(seq, number) WHERE state <= 2;)",
 };
 
 constexpr char kColumns[] =
@@ -86,10 +108,6 @@ std::string Sql(absl::string_view a, absl::string_view b = "",
                 absl::string_view c = "", absl::string_view d = "",
                 absl::string_view e = "") {
   return absl::StrCat(a, b, c, d, e);
-}
-
-PgValue Micros(absl::Duration span) {
-  return PgValue(absl::ToInt64Microseconds(span));
 }
 
 // "key=value" of each label; escaped, for a value may hold a NUL.
@@ -113,12 +131,6 @@ BlobColumns ColumnsOf(const std::vector<BlobRef>& blobs) {
     columns.sizes.push_back(static_cast<int64_t>(blob.size_bytes));
   }
   return columns;
-}
-
-absl::Status Hinted(absl::Status status) {
-  return absl::IsUnavailable(status)
-             ? WithRetryAfter(std::move(status), kRetryAfter)
-             : status;
 }
 
 absl::StatusOr<JobRecord> RecordOf(const PgRows& rows, int row) {
@@ -153,7 +165,7 @@ absl::StatusOr<JobRecord> RecordOf(const PgRows& rows, int row) {
 
 absl::StatusOr<std::vector<JobRecord>> RecordsOf(
     const absl::StatusOr<PgRows>& rows) {
-  OVPRESS_RETURN_IF_ERROR(Hinted(rows.status()));
+  OVPRESS_RETURN_IF_ERROR(PgHinted(rows.status()));
   std::vector<JobRecord> jobs;
   for (int row = 0; row < rows->size(); ++row) {
     OVPRESS_ASSIGN_OR_RETURN(JobRecord job, RecordOf(*rows, row));
@@ -207,6 +219,7 @@ class PostgresJobStore final : public JobStore {
   }
 
   bool shared() const override { return true; }
+  PartStore* parts() override { return parts_.get(); }
 
   void OnChange(std::function<void()> callback) override {
     MutexLock lock(&callback_mutex_);
@@ -248,7 +261,7 @@ class PostgresJobStore final : public JobStore {
                static_cast<int64_t>(job.disk_bytes),
                PgValue::Array(LabelTexts(job.spec.labels)),
                SpecToJson(job.spec), final ? EndToJson(job) : std::string(),
-               final, Micros(ttl), PgValue::Array(blobs.digests),
+               final, PgMicros(ttl), PgValue::Array(blobs.digests),
                PgValue::Array(blobs.sizes)},
               PgPool::Repeat::kRepeatable)));
       if (made.has_value()) {
@@ -268,7 +281,7 @@ class PostgresJobStore final : public JobStore {
         return Inserted{.job = *std::move(made), .existed = true};
       }
     }
-    return Hinted(absl::UnavailableError(
+    return PgHinted(absl::UnavailableError(
         "jobs with this request_id come and go; try again"));
   }
 
@@ -354,14 +367,17 @@ class PostgresJobStore final : public JobStore {
         "   AND lease_expires > ovpress_now()),"
         "  (SELECT max(started) FROM jobs WHERE owner = o.owner), 0"
         " FROM (SELECT DISTINCT owner FROM waiting) o"
-        " UNION ALL SELECT 2, '', '', 0, 0, ovpress_now(), 0",
+        " UNION ALL SELECT 2, '', '', 0, 0, ovpress_now(),"
+        "  (EXISTS(SELECT FROM job_parts p, jobs WHERE" +
+            std::string(kPgPartIsOpen) + "))::integer",
         {per_rank > 0 ? PgValue(per_rank) : PgValue::Null()});
-    OVPRESS_RETURN_IF_ERROR(Hinted(rows.status()));
+    OVPRESS_RETURN_IF_ERROR(PgHinted(rows.status()));
     Line line;
     for (int row = 0; row < rows->size(); ++row) {
       const int64_t kind = rows->Int(row, 0);
       if (kind == 2) {
         line.now = FromStoredMicros(rows->Int(row, 5));
+        line.open_parts = rows->Int(row, 6) != 0;
       } else if (kind == 1) {
         line.owners[std::string(rows->Text(row, 2))] = {
             .running = static_cast<int>(rows->Int(row, 4)),
@@ -406,7 +422,7 @@ class PostgresJobStore final : public JobStore {
       limited |= offer.owner_limit > 0;
     }
     const PgValues values = {PgValue::Array(ids), request.server_id,
-                             Micros(request.lease), PgValue::Array(limits)};
+                             PgMicros(request.lease), PgValue::Array(limits)};
     absl::StatusOr<PgRows> rows;
     if (!limited) {
       rows = pool_->Query(sql, values);
@@ -448,9 +464,9 @@ class PostgresJobStore final : public JobStore {
         " WHERE jobs.id = h.id AND jobs.token = h.token AND jobs.state = 2"
         " RETURNING jobs.id, jobs.cancel",
         {PgValue::Array(ids), PgValue::Array(tokens), PgValue::Array(progress),
-         Micros(lease)},
+         PgMicros(lease)},
         PgPool::Repeat::kRepeatable);
-    OVPRESS_RETURN_IF_ERROR(Hinted(rows.status()));
+    OVPRESS_RETURN_IF_ERROR(PgHinted(rows.status()));
     std::map<absl::string_view, bool> kept;
     for (int row = 0; row < rows->size(); ++row) {
       kept[rows->Text(row, 0)] = rows->Bool(row, 1);
@@ -487,7 +503,7 @@ class PostgresJobStore final : public JobStore {
         pool_->Query(Sql("UPDATE jobs SET attempt = attempt - 1,", kToQueue,
                          " WHERE id = $1 AND token = $2 AND state = 2"),
                      {id, fencing_token});
-    OVPRESS_RETURN_IF_ERROR(Hinted(rows.status()));
+    OVPRESS_RETURN_IF_ERROR(PgHinted(rows.status()));
     if (rows->affected() == 0) {
       OVPRESS_RETURN_IF_ERROR(Get(id).status());
       return NotHeld(id, fencing_token);
@@ -516,7 +532,7 @@ class PostgresJobStore final : public JobStore {
         .ttl = ttl};
     std::optional<JobRecord> job;
     OVPRESS_RETURN_IF_ERROR(
-        Hinted(pool_->Transaction([&](PgSession& session) -> absl::Status {
+        PgHinted(pool_->Transaction([&](PgSession& session) -> absl::Status {
           // Marked first: whoever holds the row is waited for, so that what
           // follows sees what it made of it.
           OVPRESS_RETURN_IF_ERROR(
@@ -557,7 +573,7 @@ class PostgresJobStore final : public JobStore {
   absl::Status Delete(absl::string_view id) override {
     const absl::StatusOr<PgRows> rows =
         pool_->Query("DELETE FROM jobs WHERE id = $1 AND state >= 3", {id});
-    OVPRESS_RETURN_IF_ERROR(Hinted(rows.status()));
+    OVPRESS_RETURN_IF_ERROR(PgHinted(rows.status()));
     if (rows->affected() > 0) {
       Tell();
       return absl::OkStatus();
@@ -592,7 +608,7 @@ class PostgresJobStore final : public JobStore {
             : pool_->Read(
                   "SELECT (SELECT count(*) FROM jobs WHERE state = 1),"
                   " (SELECT count(*) FROM jobs WHERE state = 2)");
-    OVPRESS_RETURN_IF_ERROR(Hinted(rows.status()));
+    OVPRESS_RETURN_IF_ERROR(PgHinted(rows.status()));
     return Counts{.queued = static_cast<int>(rows->Int(0, 0)),
                   .running = static_cast<int>(rows->Int(0, 1))};
   }
@@ -640,7 +656,7 @@ class PostgresJobStore final : public JobStore {
     return {id,
             static_cast<int>(outcome.state),
             EndToJson(ended),
-            Micros(outcome.ttl),
+            PgMicros(outcome.ttl),
             PgValue::Array(blobs.digests),
             PgValue::Array(blobs.sizes),
             token,
@@ -653,7 +669,7 @@ class PostgresJobStore final : public JobStore {
     const absl::StatusOr<PgRows> rows =
         pool_->Query(EndSql(where), EndValues(id, token, token_step, outcome),
                      PgPool::Repeat::kRepeatable);
-    OVPRESS_RETURN_IF_ERROR(Hinted(rows.status()));
+    OVPRESS_RETURN_IF_ERROR(PgHinted(rows.status()));
     if (rows->empty()) return false;
     Tell();
     return true;
@@ -692,6 +708,8 @@ class PostgresJobStore final : public JobStore {
   }
 
   PgPool* const pool_;
+  const std::unique_ptr<PartStore> parts_ =
+      MakePostgresPartStore(pool_, [this] { Tell(); });
   const std::string instance_;  // tells our own news from others'
   std::unique_ptr<PgListener> listener_;
   std::thread teller_;

@@ -4,6 +4,8 @@
 #include <atomic>
 #include <deque>
 #include <filesystem>
+#include <future>
+#include <optional>
 #include <set>
 #include <thread>
 #include <utility>
@@ -11,9 +13,12 @@
 
 #include "absl/strings/escaping.h"
 #include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
 #include "absl/time/clock.h"
+#include "core/base/check.h"
 #include "core/base/mutex.h"
 #include "core/base/status_macros.h"
 #include "server/cluster/blob_index.h"
@@ -37,6 +42,8 @@ constexpr int kGarbageBatches = 10;
 // One request of the store's own copying; S3 takes up to 5 GiB, but answers
 // sooner, and is tried again at less cost, with less.
 constexpr uint64_t kMaxCopyBytes = 1ull << 30;
+// Blocks of an output that is read again for its digest, in memory at a time.
+constexpr uint64_t kHashReadAhead = 4;
 constexpr char kMarkerName[] = "ovpress-cluster";
 
 bool IsEmptyBlob(const BlobRef& ref) {
@@ -107,6 +114,12 @@ class S3BlobStoreImpl final : public S3BlobStore {
       SpaceReservation* reservation) override;
   absl::StatusOr<std::unique_ptr<ScratchBlob>> CreateScratch(
       absl::string_view owner, uint64_t size_bytes) override;
+  uint64_t min_shared_range_bytes() const override { return kS3MinPartBytes; }
+  absl::StatusOr<std::unique_ptr<SharedOutput>> CreateSharedOutput(
+      absl::string_view owner, const std::vector<OutputRange>& ranges,
+      SpaceReservation* reservation) override;
+  absl::StatusOr<std::unique_ptr<RangeWriter>> OpenRange(
+      absl::string_view handle) override;
   absl::StatusOr<BlobRef> Refer(absl::string_view owner,
                                 absl::string_view address) override;
   absl::Status CheckExport(absl::string_view owner,
@@ -119,9 +132,14 @@ class S3BlobStoreImpl final : public S3BlobStore {
   absl::StatusOr<Object> Locate(const BlobRef& ref) override;
 
  private:
+  class EmptyWriter;
+  class NewObject;
+  class Pieces;
   class PinImpl;
   class ReservationImpl;
   class Scratch;
+  class Shared;
+  class SharedRange;
   class Source;
   class Upload;
   class Writer;
@@ -150,6 +168,13 @@ class S3BlobStoreImpl final : public S3BlobStore {
             .upload_id = upload_id,
             .number = number};
   }
+  // Registers an object for an output and takes its space.
+  absl::StatusOr<std::unique_ptr<NewObject>> BeginObject(
+      absl::string_view owner, uint64_t size_bytes,
+      SpaceReservation* reservation);
+  absl::StatusOr<std::string> BeginUpload(const std::string& key);
+  absl::Status OursOr(const absl::Status& status, const std::string& key,
+                      const std::string& upload_id);
   absl::Status FetchExternal(const Readable& blob, uint64_t index,
                              std::span<std::byte> out);
   // A block from the store, checked.
@@ -292,32 +317,36 @@ class S3BlobStoreImpl::Source final : public ByteSource {
 
 // --- outputs ---
 
-class S3BlobStoreImpl::Writer final : public BlobWriter {
+// Bytes that are written in any order and sent in pieces, each as soon as it is
+// whole, as parts of one multipart upload (or one object, if there is no upload
+// yet and one piece is all). For outputs and for ranges of shared ones.
+class S3BlobStoreImpl::Pieces {
  public:
-  Writer(S3BlobStoreImpl* store, std::string owner, std::string key,
-         int64_t reservation, std::unique_ptr<SpoolFile> spool)
+  struct Shape {
+    std::string key;
+    // Of an upload that exists; "": UploadId() makes one when it is needed.
+    std::string upload_id;
+    int first_number = 1;
+    uint64_t piece_bytes = 0;
+    size_t count = 0;  // the last takes what is left, more or less
+    bool hash = false;
+  };
+  Pieces(S3BlobStoreImpl* store, Shape shape, std::unique_ptr<SpoolFile> spool)
       : store_(store),
-        owner_(std::move(owner)),
-        key_(std::move(key)),
+        shape_(std::move(shape)),
         size_(spool == nullptr ? 0 : spool->size_bytes()),
-        reservation_(reservation),
         spool_(std::move(spool)),
-        part_bytes_(PartBytesFor(size_)),
-        parts_((size_ + part_bytes_ - 1) / part_bytes_),
+        pieces_(shape_.count),
+        upload_id_(shape_.upload_id),
         hash_(kBlobBlockBytes) {}
-  ~Writer() override {
-    {
-      MutexLock lock(&mutex_);
-      given_up_ = true;
-      while (at_work_ > 0) changed_.Wait(&mutex_);
-    }
-    if (size_ == 0) return;
-    if (!published_) store_->index_->Abandon(key_);
-    store_->index_->Unreserve(reservation_);
+  // Waits for what is on its way.
+  ~Pieces() {
+    MutexLock lock(&mutex_);
+    given_up_ = true;
+    while (at_work_ > 0) changed_.Wait(&mutex_);
   }
 
-  absl::Status WriteAt(uint64_t offset,
-                       std::span<const std::byte> bytes) override {
+  absl::Status WriteAt(uint64_t offset, std::span<const std::byte> bytes) {
     if (offset > size_ || bytes.size() > size_ - offset) {
       return absl::InternalError(absl::StrCat("output bytes ", offset, " to ",
                                               offset + bytes.size(),
@@ -329,57 +358,69 @@ class S3BlobStoreImpl::Writer final : public BlobWriter {
     if (!failed_.ok()) return failed_;
     written_ += bytes.size();
     uint64_t left = bytes.size();
-    for (uint64_t i = offset / part_bytes_; left > 0; ++i) {
-      const uint64_t n = std::min(left, (i + 1) * part_bytes_ - offset);
-      parts_[i].written += n;
+    for (size_t i =
+             std::min<size_t>(offset / shape_.piece_bytes, shape_.count - 1);
+         left > 0; ++i) {
+      const uint64_t n =
+          std::min(left, i * shape_.piece_bytes + SizeOf(i) - offset);
+      pieces_[i].written += n;
       offset += n;
       left -= n;
-      if (parts_[i].written == PartSize(i)) PartIsWhole(i);
+      if (pieces_[i].written == SizeOf(i)) PieceIsWhole(i);
     }
     return absl::OkStatus();
   }
 
-  absl::StatusOr<Published> Publish() override {
-    if (size_ == 0) {
-      return Published{.ref = BlobRefOf(""),
-                       .pin = std::make_unique<PinImpl>(
-                           store_->index_.get(), std::vector<int64_t>())};
+  // Until all are sent, and hashed; the parts, in order.
+  absl::StatusOr<std::vector<S3Part>> Wait() {
+    MutexLock lock(&mutex_);
+    OVPRESS_RETURN_IF_ERROR(failed_);
+    if (written_ != size_) {
+      return absl::InternalError(
+          absl::StrCat("output has ", written_, " of ", size_, " bytes"));
     }
-    NewBlobParts made;
-    OVPRESS_RETURN_IF_ERROR(WaitForParts(&made));
-    Published published;
-    published.ref = made.blob.ref;
-    OVPRESS_ASSIGN_OR_RETURN(const int64_t pin, MakeVisible(&made));
-    published.pin = std::make_unique<PinImpl>(store_->index_.get(),
-                                              std::vector<int64_t>{pin});
-    if (store_->options_.observer) {
-      store_->options_.observer->OnBlobPublished(size_);
+    while (failed_.ok() && (sent_ < pieces_.size() ||
+                            (shape_.hash && next_hash_ < pieces_.size()))) {
+      changed_.Wait(&mutex_);
     }
-    return published;
+    OVPRESS_RETURN_IF_ERROR(failed_);
+    std::vector<S3Part> parts;
+    for (const Piece& piece : pieces_) parts.push_back(piece.sent);
+    return parts;
   }
 
+  // Begins the multipart upload; who comes meanwhile waits.
+  absl::StatusOr<std::string> UploadId() {
+    MutexLock lock(&upload_id_mutex_);
+    if (!upload_id_.empty()) return upload_id_;
+    OVPRESS_ASSIGN_OR_RETURN(std::string id, store_->BeginUpload(shape_.key));
+    upload_id_ = std::move(id);
+    return upload_id_;
+  }
+
+  size_t count() const { return pieces_.size(); }
+  uint64_t size_bytes() const { return size_; }
+  // REQUIRES: Shape::hash, and Wait() was OK.
+  StreamHash* hash() { return &hash_; }
+
  private:
-  struct Part {
+  struct Piece {
     uint64_t written = 0;
     bool whole = false;
     bool hashed = false;
     S3Part sent;  // number 0: not yet
   };
-  struct NewBlobParts {
-    BlobIndex::NewBlob blob;
-    std::string upload_id;
-    std::vector<S3Part> parts;
-  };
 
-  uint64_t PartSize(uint64_t i) const {
-    return std::min(part_bytes_, size_ - i * part_bytes_);
+  uint64_t SizeOf(size_t i) const {
+    return i + 1 < shape_.count ? shape_.piece_bytes
+                                : size_ - i * shape_.piece_bytes;
   }
 
-  void PartIsWhole(uint64_t i) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
-    parts_[i].whole = true;
+  void PieceIsWhole(size_t i) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    pieces_[i].whole = true;
     ++at_work_;
     store_->senders_->Add([this, i] { Send(i); });
-    if (i == next_hash_ && !hashing_) {
+    if (shape_.hash && i == next_hash_ && !hashing_) {
       hashing_ = true;
       ++at_work_;
       store_->hashers_->Add([this] { Hash(); });
@@ -389,15 +430,15 @@ class S3BlobStoreImpl::Writer final : public BlobWriter {
   // In the order of the bytes, as far as they are whole.
   void Hash() {
     mutex_.Lock();
-    while (failed_.ok() && !given_up_ && next_hash_ < parts_.size() &&
-           parts_[next_hash_].whole) {
-      const uint64_t i = next_hash_;
+    while (failed_.ok() && !given_up_ && next_hash_ < pieces_.size() &&
+           pieces_[next_hash_].whole) {
+      const size_t i = next_hash_;
       mutex_.Unlock();
       const absl::Status status =
-          HashRange(*spool_, i * part_bytes_, PartSize(i), &hash_);
+          HashRange(*spool_, i * shape_.piece_bytes, SizeOf(i), &hash_);
       mutex_.Lock();
       failed_.Update(status);
-      parts_[i].hashed = true;
+      pieces_[i].hashed = true;
       ++next_hash_;
       DiscardIfDone(i);
     }
@@ -407,7 +448,7 @@ class S3BlobStoreImpl::Writer final : public BlobWriter {
     mutex_.Unlock();
   }
 
-  void Send(uint64_t i) {
+  void Send(size_t i) {
     {
       MutexLock lock(&mutex_);
       if (given_up_ || !failed_.ok()) {
@@ -416,10 +457,10 @@ class S3BlobStoreImpl::Writer final : public BlobWriter {
         return;
       }
     }
-    absl::StatusOr<S3Part> sent = SendPart(i);
+    absl::StatusOr<S3Part> sent = SendPiece(i);
     MutexLock lock(&mutex_);
     if (sent.ok()) {
-      parts_[i].sent = *std::move(sent);
+      pieces_[i].sent = *std::move(sent);
       ++sent_;
       DiscardIfDone(i);
     } else {
@@ -429,119 +470,41 @@ class S3BlobStoreImpl::Writer final : public BlobWriter {
     changed_.SignalAll();
   }
 
-  absl::StatusOr<S3Part> SendPart(uint64_t i) {
+  absl::StatusOr<S3Part> SendPiece(size_t i) {
     S3Client& s3 = *store_->options_.s3;
-    const HttpBody body{
-        .source = spool_.get(), .offset = i * part_bytes_, .size = PartSize(i)};
-    const int number = static_cast<int>(i) + 1;
-    if (parts_.size() == 1) {
-      OVPRESS_ASSIGN_OR_RETURN(std::string etag,
-                               s3.Put(store_->options_.bucket, key_, body));
+    const HttpBody body{.source = spool_.get(),
+                        .offset = i * shape_.piece_bytes,
+                        .size = SizeOf(i)};
+    const int number = shape_.first_number + static_cast<int>(i);
+    if (pieces_.size() == 1 && shape_.upload_id.empty()) {
+      OVPRESS_ASSIGN_OR_RETURN(
+          std::string etag, s3.Put(store_->options_.bucket, shape_.key, body));
       return S3Part{
           .number = number, .etag = std::move(etag), .size_bytes = body.size};
     }
     OVPRESS_ASSIGN_OR_RETURN(const std::string upload_id, UploadId());
     absl::StatusOr<S3Part> sent =
-        s3.UploadPart(store_->PartOf(key_, upload_id, number), body);
-    if (!sent.ok()) return OursOr(sent.status(), upload_id);
-    return sent;
+        s3.UploadPart(store_->PartOf(shape_.key, upload_id, number), body);
+    if (sent.ok()) return sent;
+    return shape_.upload_id.empty()
+               ? store_->OursOr(sent.status(), shape_.key, upload_id)
+               : sent.status();
   }
 
-  // A multipart upload that is gone was removed by another server, because this
-  // one lost its session: then that is the error, not the object store's.
-  absl::Status OursOr(const absl::Status& status,
-                      const std::string& upload_id) {
-    if (absl::IsNotFound(status)) {
-      OVPRESS_RETURN_IF_ERROR(store_->index_->SetUploadId(key_, upload_id));
+  void DiscardIfDone(size_t i) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    if ((pieces_[i].hashed || !shape_.hash) && pieces_[i].sent.number != 0) {
+      spool_->Discard(i * shape_.piece_bytes, SizeOf(i));
     }
-    return status;
-  }
-
-  // Begins the multipart upload; who comes meanwhile waits.
-  absl::StatusOr<std::string> UploadId() {
-    MutexLock lock(&upload_id_mutex_);
-    if (!upload_id_.empty()) return upload_id_;
-    OVPRESS_ASSIGN_OR_RETURN(
-        std::string id,
-        store_->options_.s3->CreateMultipart(store_->options_.bucket, key_));
-    OVPRESS_RETURN_IF_ERROR(store_->index_->SetUploadId(key_, id));
-    upload_id_ = std::move(id);
-    return upload_id_;
-  }
-
-  void DiscardIfDone(uint64_t i) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
-    if (parts_[i].hashed && parts_[i].sent.number != 0) {
-      spool_->Discard(i * part_bytes_, PartSize(i));
-    }
-  }
-
-  absl::Status WaitForParts(NewBlobParts* made) {
-    {
-      MutexLock lock(&mutex_);
-      OVPRESS_RETURN_IF_ERROR(failed_);
-      if (written_ != size_) {
-        return absl::InternalError(
-            absl::StrCat("output has ", written_, " of ", size_, " bytes"));
-      }
-      while (failed_.ok() &&
-             (sent_ < parts_.size() || next_hash_ < parts_.size())) {
-        changed_.Wait(&mutex_);
-      }
-      OVPRESS_RETURN_IF_ERROR(failed_);
-      for (const Part& part : parts_) made->parts.push_back(part.sent);
-    }
-    {
-      MutexLock lock(&upload_id_mutex_);
-      made->upload_id = upload_id_;
-    }
-    hash_.EndBlock();
-    made->blob.owner = owner_;
-    made->blob.object.key = key_;
-    made->blob.object.etag = made->parts[0].etag;
-    made->blob.object.block_digests = hash_.TakeBlockDigests();
-    made->blob.ref = {.sha256 = hash_.FinishHex(), .size_bytes = size_};
-    return absl::OkStatus();
-  }
-
-  absl::StatusOr<int64_t> MakeVisible(NewBlobParts* made) {
-    BlobIndex& index = *store_->index_;
-    const absl::StatusOr<BlobObject> present = index.Find(made->blob.ref);
-    if (present.ok()) {
-      OVPRESS_ASSIGN_OR_RETURN(const bool intact,
-                               store_->IsIntact(*present, size_));
-      if (intact) {
-        absl::StatusOr<int64_t> pin = index.Adopt(owner_, made->blob.ref);
-        if (pin.ok() || !absl::IsNotFound(pin.status())) return pin;
-      } else {
-        made->blob.replaces = present->key;
-      }
-    } else if (!absl::IsNotFound(present.status())) {
-      return present.status();
-    }
-    if (parts_.size() > 1) {
-      absl::StatusOr<std::string> etag = store_->options_.s3->CompleteMultipart(
-          store_->PartOf(key_, made->upload_id, 0), made->parts);
-      if (!etag.ok()) return OursOr(etag.status(), made->upload_id);
-      made->blob.object.etag = *std::move(etag);
-    }
-    OVPRESS_ASSIGN_OR_RETURN(const int64_t pin, index.Publish(made->blob));
-    published_ = true;
-    return pin;
   }
 
   S3BlobStoreImpl* const store_;
-  const std::string owner_;
-  const std::string key_;
+  const Shape shape_;
   const uint64_t size_;
-  const int64_t reservation_;
   const std::unique_ptr<SpoolFile> spool_;
-  const uint64_t part_bytes_;
-  Mutex upload_id_mutex_;
-  std::string upload_id_ ABSL_GUARDED_BY(upload_id_mutex_);
   Mutex mutex_;
   CondVar changed_;
   // Its size never changes.
-  std::vector<Part> parts_;
+  std::vector<Piece> pieces_;
   uint64_t written_ ABSL_GUARDED_BY(mutex_) = 0;
   size_t sent_ ABSL_GUARDED_BY(mutex_) = 0;
   size_t next_hash_ ABSL_GUARDED_BY(mutex_) = 0;
@@ -549,9 +512,375 @@ class S3BlobStoreImpl::Writer final : public BlobWriter {
   int at_work_ ABSL_GUARDED_BY(mutex_) = 0;  // tasks of ours
   bool given_up_ ABSL_GUARDED_BY(mutex_) = false;
   absl::Status failed_ ABSL_GUARDED_BY(mutex_);
-  StreamHash hash_;  // of the hashing task, then of Publish()
+  Mutex upload_id_mutex_;
+  std::string upload_id_ ABSL_GUARDED_BY(upload_id_mutex_);
+  StreamHash hash_;  // of the hashing task, then of whoever called Wait()
+};
+
+absl::StatusOr<std::string> S3BlobStoreImpl::BeginUpload(
+    const std::string& key) {
+  OVPRESS_ASSIGN_OR_RETURN(std::string id,
+                           options_.s3->CreateMultipart(options_.bucket, key));
+  OVPRESS_RETURN_IF_ERROR(index_->SetUploadId(key, id));
+  return id;
+}
+
+// A multipart upload that is gone was removed by another server, because this
+// one lost its session: then that is the error, not the object store's.
+absl::Status S3BlobStoreImpl::OursOr(const absl::Status& status,
+                                     const std::string& key,
+                                     const std::string& upload_id) {
+  if (absl::IsNotFound(status)) {
+    OVPRESS_RETURN_IF_ERROR(index_->SetUploadId(key, upload_id));
+  }
+  return status;
+}
+
+// An object that the index knows as one to come, with its space. It becomes
+// garbage if it was not published.
+class S3BlobStoreImpl::NewObject {
+ public:
+  NewObject(S3BlobStoreImpl* store, std::string owner, std::string key,
+            int64_t reservation)
+      : store_(store),
+        owner_(std::move(owner)),
+        key_(std::move(key)),
+        reservation_(reservation) {}
+  ~NewObject() {
+    if (!published_) store_->index_->Abandon(key_);
+    store_->index_->Unreserve(reservation_);
+  }
+  const std::string& key() const { return key_; }
+  const std::string& owner() const { return owner_; }
+
+  // A good object that has the blob already takes this one's place; `pin` is
+  // then set. Otherwise the key of a damaged one, or "".
+  absl::StatusOr<std::string> FindPresent(const BlobRef& ref,
+                                          std::optional<int64_t>* pin) {
+    BlobIndex& index = *store_->index_;
+    const absl::StatusOr<BlobObject> present = index.Find(ref);
+    if (absl::IsNotFound(present.status())) return std::string();
+    OVPRESS_RETURN_IF_ERROR(present.status());
+    OVPRESS_ASSIGN_OR_RETURN(const bool intact,
+                             store_->IsIntact(*present, ref.size_bytes));
+    if (!intact) return present->key;
+    const absl::StatusOr<int64_t> adopted = index.Adopt(owner_, ref);
+    if (absl::IsNotFound(adopted.status())) return std::string();
+    OVPRESS_ASSIGN_OR_RETURN(*pin, adopted);
+    return std::string();
+  }
+
+  absl::StatusOr<int64_t> Publish(BlobRef ref, BlobObject object,
+                                  std::string replaces) {
+    object.key = key_;
+    OVPRESS_ASSIGN_OR_RETURN(
+        const int64_t pin,
+        store_->index_->Publish({.owner = owner_,
+                                 .ref = std::move(ref),
+                                 .object = std::move(object),
+                                 .replaces = std::move(replaces)}));
+    published_ = true;
+    return pin;
+  }
+
+  BlobWriter::Published Pinned(BlobRef ref, int64_t pin) const {
+    if (store_->options_.observer) {
+      store_->options_.observer->OnBlobPublished(ref.size_bytes);
+    }
+    return {.ref = std::move(ref),
+            .pin = std::make_unique<PinImpl>(store_->index_.get(),
+                                             std::vector<int64_t>{pin})};
+  }
+
+ private:
+  S3BlobStoreImpl* const store_;
+  const std::string owner_;
+  const std::string key_;
+  const int64_t reservation_;
   bool published_ = false;
 };
+
+class S3BlobStoreImpl::Writer final : public BlobWriter {
+ public:
+  Writer(S3BlobStoreImpl* store, std::unique_ptr<NewObject> object,
+         std::unique_ptr<SpoolFile> spool)
+      : store_(store),
+        object_(std::move(object)),
+        pieces_(store,
+                {.key = object_->key(),
+                 .piece_bytes = PartBytesFor(spool->size_bytes()),
+                 .count = PiecesOf(spool->size_bytes()),
+                 .hash = true},
+                std::move(spool)) {}
+
+  absl::Status WriteAt(uint64_t offset,
+                       std::span<const std::byte> bytes) override {
+    return pieces_.WriteAt(offset, bytes);
+  }
+
+  absl::StatusOr<Published> Publish() override {
+    OVPRESS_ASSIGN_OR_RETURN(const std::vector<S3Part> parts, pieces_.Wait());
+    StreamHash* const hash = pieces_.hash();
+    hash->EndBlock();
+    BlobObject made{.etag = parts[0].etag,
+                    .block_digests = hash->TakeBlockDigests()};
+    const BlobRef ref{.sha256 = hash->FinishHex(),
+                      .size_bytes = pieces_.size_bytes()};
+    std::optional<int64_t> pin;
+    OVPRESS_ASSIGN_OR_RETURN(const std::string replaces,
+                             object_->FindPresent(ref, &pin));
+    if (!pin.has_value()) {
+      if (parts.size() > 1) {
+        OVPRESS_ASSIGN_OR_RETURN(const std::string upload_id,
+                                 pieces_.UploadId());
+        absl::StatusOr<std::string> etag =
+            store_->options_.s3->CompleteMultipart(
+                store_->PartOf(object_->key(), upload_id, 0), parts);
+        if (!etag.ok()) {
+          return store_->OursOr(etag.status(), object_->key(), upload_id);
+        }
+        made.etag = *std::move(etag);
+      }
+      OVPRESS_ASSIGN_OR_RETURN(
+          pin, object_->Publish(ref, std::move(made), replaces));
+    }
+    return object_->Pinned(ref, *pin);
+  }
+
+ private:
+  static size_t PiecesOf(uint64_t size) {
+    const uint64_t piece = PartBytesFor(size);
+    return static_cast<size_t>((size + piece - 1) / piece);
+  }
+
+  S3BlobStoreImpl* const store_;
+  // Outlives the pieces that are on their way.
+  const std::unique_ptr<NewObject> object_;
+  Pieces pieces_;
+};
+
+// The blob without bytes: nothing is stored for it.
+class S3BlobStoreImpl::EmptyWriter final : public BlobWriter {
+ public:
+  explicit EmptyWriter(S3BlobStoreImpl* store) : store_(store) {}
+  absl::Status WriteAt(uint64_t offset,
+                       std::span<const std::byte> bytes) override {
+    if (offset == 0 && bytes.empty()) return absl::OkStatus();
+    return absl::InternalError(absl::StrCat("output bytes ", offset, " to ",
+                                            offset + bytes.size(),
+                                            " leave the output of 0"));
+  }
+  absl::StatusOr<Published> Publish() override {
+    return Published{.ref = BlobRefOf(""),
+                     .pin = std::make_unique<PinImpl>(store_->index_.get(),
+                                                      std::vector<int64_t>())};
+  }
+
+ private:
+  S3BlobStoreImpl* const store_;
+};
+
+// --- outputs that several servers write ---
+
+// A range has numbers of its own in the multipart upload, so that servers need
+// not agree on anything: RangeHandle() has them.
+class S3BlobStoreImpl::Shared final : public SharedOutput {
+ public:
+  struct Range {
+    OutputRange range;
+    int first_number = 1;
+    size_t count = 0;
+  };
+  Shared(S3BlobStoreImpl* store, std::unique_ptr<NewObject> object,
+         std::string upload_id, const std::vector<OutputRange>& ranges)
+      : store_(store),
+        object_(std::move(object)),
+        upload_id_(std::move(upload_id)),
+        size_(ranges.back().end),
+        piece_bytes_(PartBytesFor(size_)) {
+    int number = 1;
+    for (const OutputRange& range : ranges) {
+      const auto count = static_cast<size_t>(
+          std::max<uint64_t>(1, (range.end - range.begin) / piece_bytes_));
+      ranges_.push_back(
+          {.range = range, .first_number = number, .count = count});
+      number += static_cast<int>(count);
+    }
+  }
+
+  std::string RangeHandle(size_t i) const override {
+    const Range& range = ranges_[i];
+    return absl::StrJoin(
+        {absl::StrCat(range.range.begin), absl::StrCat(range.range.end),
+         absl::StrCat(range.first_number), absl::StrCat(range.count),
+         absl::StrCat(piece_bytes_), upload_id_, object_->key()},
+        " ");
+  }
+
+  absl::StatusOr<BlobWriter::Published> Publish(
+      const std::vector<std::string>& receipts,
+      const std::atomic<bool>* stop) override {
+    std::vector<S3Part> parts;
+    for (const std::string& receipt : receipts) {
+      for (const absl::string_view etag : absl::StrSplit(receipt, ' ')) {
+        parts.push_back({.number = static_cast<int>(parts.size()) + 1,
+                         .etag = std::string(etag)});
+      }
+    }
+    const Range& last = ranges_.back();
+    if (receipts.size() != ranges_.size() ||
+        parts.size() + 1 != last.first_number + last.count) {
+      return absl::DataLossError(absl::StrCat(
+          "receipts of ", receipts.size(), " ranges and ", parts.size(),
+          " parts for an output of ", ranges_.size(), " ranges"));
+    }
+    absl::StatusOr<std::string> etag = store_->options_.s3->CompleteMultipart(
+        store_->PartOf(object_->key(), upload_id_, 0), parts);
+    if (!etag.ok()) {
+      return store_->OursOr(etag.status(), object_->key(), upload_id_);
+    }
+    StreamHash hash(kBlobBlockBytes);
+    OVPRESS_RETURN_IF_ERROR(HashObject(*etag, stop, &hash));
+    BlobObject made{.etag = *etag, .block_digests = hash.TakeBlockDigests()};
+    const BlobRef ref{.sha256 = hash.FinishHex(), .size_bytes = size_};
+    std::optional<int64_t> pin;
+    OVPRESS_ASSIGN_OR_RETURN(const std::string replaces,
+                             object_->FindPresent(ref, &pin));
+    if (!pin.has_value()) {
+      OVPRESS_ASSIGN_OR_RETURN(
+          pin, object_->Publish(ref, std::move(made), replaces));
+    }
+    return object_->Pinned(ref, *pin);
+  }
+
+ private:
+  // Reads the object, a few blocks ahead of the hash.
+  absl::Status HashObject(const std::string& etag,
+                          const std::atomic<bool>* stop, StreamHash* hash);
+
+  S3BlobStoreImpl* const store_;
+  const std::unique_ptr<NewObject> object_;
+  const std::string upload_id_;
+  const uint64_t size_;
+  const uint64_t piece_bytes_;
+  std::vector<Range> ranges_;
+};
+
+absl::Status S3BlobStoreImpl::Shared::HashObject(const std::string& etag,
+                                                 const std::atomic<bool>* stop,
+                                                 StreamHash* hash) {
+  struct Block {
+    std::vector<std::byte> bytes;
+    std::future<absl::Status> read;
+  };
+  const uint64_t blocks = (size_ + kBlobBlockBytes - 1) / kBlobBlockBytes;
+  const auto size_of = [&](uint64_t i) {
+    return static_cast<size_t>(
+        std::min(kBlobBlockBytes, size_ - i * kBlobBlockBytes));
+  };
+  std::deque<Block> ahead;
+  uint64_t asked = 0;
+  absl::Status status;
+  for (uint64_t i = 0; i < blocks && status.ok(); ++i) {
+    for (; asked < std::min(blocks, i + kHashReadAhead); ++asked) {
+      Block& block = ahead.emplace_back();
+      block.bytes.resize(size_of(asked));
+      auto promise = std::make_shared<std::promise<absl::Status>>();
+      block.read = promise->get_future();
+      store_->readers_->Add([store = store_, key = object_->key(), etag, asked,
+                             bytes = std::span(block.bytes), promise] {
+        promise->set_value(store->options_.s3->GetRange(
+            store->options_.bucket, key, asked * kBlobBlockBytes, bytes,
+            {.if_match = etag}));
+      });
+    }
+    status = ahead.front().read.get();
+    if (status.ok()) hash->Update(ahead.front().bytes);
+    ahead.pop_front();
+    if (stop != nullptr && *stop) {
+      status.Update(absl::CancelledError("the job was stopped"));
+    }
+  }
+  // Their bytes are being written to.
+  for (Block& block : ahead) block.read.wait();
+  OVPRESS_RETURN_IF_ERROR(status);
+  hash->EndBlock();
+  return absl::OkStatus();
+}
+
+class S3BlobStoreImpl::SharedRange final : public RangeWriter {
+ public:
+  SharedRange(S3BlobStoreImpl* store, uint64_t begin, Pieces::Shape shape,
+              std::unique_ptr<SpoolFile> spool)
+      : begin_(begin), pieces_(store, std::move(shape), std::move(spool)) {}
+
+  absl::Status WriteAt(uint64_t offset,
+                       std::span<const std::byte> bytes) override {
+    if (offset < begin_) {
+      return absl::InternalError(absl::StrCat(
+          "output byte ", offset, " lies before a range from ", begin_));
+    }
+    return Gone(pieces_.WriteAt(offset - begin_, bytes));
+  }
+
+  absl::StatusOr<std::string> Finish() override {
+    const absl::StatusOr<std::vector<S3Part>> parts = pieces_.Wait();
+    if (!parts.ok()) return Gone(parts.status());
+    return absl::StrJoin(*parts, " ", [](std::string* out, const S3Part& part) {
+      out->append(part.etag);
+    });
+  }
+
+ private:
+  static absl::Status Gone(const absl::Status& status) {
+    return absl::IsNotFound(status)
+               ? absl::AbortedError(
+                     absl::StrCat("the output is gone: ", status.message()))
+               : status;
+  }
+  const uint64_t begin_;
+  Pieces pieces_;
+};
+
+absl::StatusOr<std::unique_ptr<SharedOutput>>
+S3BlobStoreImpl::CreateSharedOutput(absl::string_view owner,
+                                    const std::vector<OutputRange>& ranges,
+                                    SpaceReservation* reservation) {
+  OVPRESS_CHECK(!ranges.empty() && ranges.back().end > 0);
+  OVPRESS_RETURN_IF_ERROR(Fresh());
+  OVPRESS_ASSIGN_OR_RETURN(std::unique_ptr<NewObject> object,
+                           BeginObject(owner, ranges.back().end, reservation));
+  OVPRESS_ASSIGN_OR_RETURN(std::string upload_id, BeginUpload(object->key()));
+  return std::make_unique<Shared>(this, std::move(object), std::move(upload_id),
+                                  ranges);
+}
+
+absl::StatusOr<std::unique_ptr<RangeWriter>> S3BlobStoreImpl::OpenRange(
+    absl::string_view handle) {
+  const std::vector<absl::string_view> fields =
+      absl::StrSplit(handle, absl::MaxSplits(' ', 6));
+  uint64_t begin = 0;
+  uint64_t end = 0;
+  uint64_t count = 0;
+  Pieces::Shape shape;
+  if (fields.size() != 7 || !absl::SimpleAtoi(fields[0], &begin) ||
+      !absl::SimpleAtoi(fields[1], &end) ||
+      !absl::SimpleAtoi(fields[2], &shape.first_number) ||
+      !absl::SimpleAtoi(fields[3], &count) ||
+      !absl::SimpleAtoi(fields[4], &shape.piece_bytes) || begin >= end ||
+      count == 0 || count > kS3MaxParts || shape.piece_bytes == 0 ||
+      (count > 1 && (end - begin) / shape.piece_bytes < count)) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "\"", absl::CHexEscape(handle), "\" is no range of an output"));
+  }
+  shape.upload_id = std::string(fields[5]);
+  shape.key = std::string(fields[6]);
+  shape.count = static_cast<size_t>(count);
+  OVPRESS_ASSIGN_OR_RETURN(std::unique_ptr<SpoolFile> spool,
+                           SpoolFile::Create(spool_folder(), end - begin));
+  return std::make_unique<SharedRange>(this, begin, std::move(shape),
+                                       std::move(spool));
+}
 
 // --- uploads ---
 
@@ -1203,16 +1532,10 @@ absl::StatusOr<std::unique_ptr<SpaceReservation>> S3BlobStoreImpl::Reserve(
   return std::make_unique<ReservationImpl>(index_.get(), id, size_bytes);
 }
 
-absl::StatusOr<std::unique_ptr<BlobWriter>> S3BlobStoreImpl::CreateOutput(
-    absl::string_view owner, uint64_t size_bytes,
-    SpaceReservation* reservation) {
+absl::StatusOr<std::unique_ptr<S3BlobStoreImpl::NewObject>>
+S3BlobStoreImpl::BeginObject(absl::string_view owner, uint64_t size_bytes,
+                             SpaceReservation* reservation) {
   const std::string hash = Sha256Hex(owner);
-  if (size_bytes == 0) {
-    return std::make_unique<Writer>(this, hash, "", 0, nullptr);
-  }
-  OVPRESS_RETURN_IF_ERROR(Fresh());
-  OVPRESS_ASSIGN_OR_RETURN(std::unique_ptr<SpoolFile> spool,
-                           SpoolFile::Create(spool_folder(), size_bytes));
   auto* const held = static_cast<ReservationImpl*>(reservation);
   BlobIndex::NewOutput output{.space = {.owner_name = std::string(owner),
                                         .owner = hash,
@@ -1223,13 +1546,24 @@ absl::StatusOr<std::unique_ptr<BlobWriter>> S3BlobStoreImpl::CreateOutput(
     output.drawn_bytes = std::min<uint64_t>(size_bytes, held->left_);
     held->left_ -= output.drawn_bytes;
   }
-  absl::StatusOr<int64_t> id = index_->BeginOutput(output);
+  const absl::StatusOr<int64_t> id = index_->BeginOutput(output);
   if (!id.ok()) {
     if (held != nullptr) held->left_ += output.drawn_bytes;
     return id.status();
   }
-  return std::make_unique<Writer>(this, hash, output.object_key, *id,
-                                  std::move(spool));
+  return std::make_unique<NewObject>(this, hash, output.object_key, *id);
+}
+
+absl::StatusOr<std::unique_ptr<BlobWriter>> S3BlobStoreImpl::CreateOutput(
+    absl::string_view owner, uint64_t size_bytes,
+    SpaceReservation* reservation) {
+  if (size_bytes == 0) return std::make_unique<EmptyWriter>(this);
+  OVPRESS_RETURN_IF_ERROR(Fresh());
+  OVPRESS_ASSIGN_OR_RETURN(std::unique_ptr<SpoolFile> spool,
+                           SpoolFile::Create(spool_folder(), size_bytes));
+  OVPRESS_ASSIGN_OR_RETURN(std::unique_ptr<NewObject> object,
+                           BeginObject(owner, size_bytes, reservation));
+  return std::make_unique<Writer>(this, std::move(object), std::move(spool));
 }
 
 absl::StatusOr<std::unique_ptr<ScratchBlob>> S3BlobStoreImpl::CreateScratch(

@@ -8,6 +8,7 @@
 #ifndef OVPRESS_SERVER_JOBS_BLOB_STORE_H_
 #define OVPRESS_SERVER_JOBS_BLOB_STORE_H_
 
+#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -84,6 +85,32 @@ class BlobPin {
 struct BlobWriter::Published {
   BlobRef ref;
   std::unique_ptr<BlobPin> pin;
+};
+
+// An output of which several servers write ranges, for its holder. Not
+// thread-safe. Destroying it unpublished drops the bytes.
+class SharedOutput {
+ public:
+  virtual ~SharedOutput() = default;
+  // Text that lets any server on the same store open range i of those given.
+  virtual std::string RangeHandle(size_t i) const = 0;
+  // As BlobWriter::Publish, once all ranges are written; `receipts` are those
+  // of their writers, by range. Reads the whole output for its digest, hence
+  // `stop` (may be null): kCancelled. kDataLoss if a receipt is not of this
+  // output.
+  virtual absl::StatusOr<BlobWriter::Published> Publish(
+      const std::vector<std::string>& receipts,
+      const std::atomic<bool>* stop) = 0;
+};
+
+// One range on its way. Offsets are those of the whole output. As BlobWriter,
+// but that it may be written again, by this or another server, with the same
+// bytes.
+class RangeWriter : public ByteSink {
+ public:
+  // Once it returns a crash cannot lose the range. kInternal if a byte was
+  // never written.
+  virtual absl::StatusOr<std::string> Finish() = 0;
 };
 
 // Temporary bytes that end with the object (or the process): the spool of
@@ -163,6 +190,31 @@ class BlobStore {
       SpaceReservation* reservation) = 0;
   virtual absl::StatusOr<std::unique_ptr<ScratchBlob>> CreateScratch(
       absl::string_view owner, uint64_t size_bytes) = 0;
+
+  // --- outputs that several servers write ---
+
+  struct OutputRange {
+    uint64_t begin = 0;
+    uint64_t end = 0;
+  };
+  // The least size of a range, but for the last; 0: the store has no such
+  // outputs.
+  virtual uint64_t min_shared_range_bytes() const { return 0; }
+  // As CreateOutput. `ranges` follow one another and cover the output, which is
+  // not empty.
+  virtual absl::StatusOr<std::unique_ptr<SharedOutput>> CreateSharedOutput(
+      absl::string_view /*owner*/, const std::vector<OutputRange>& /*ranges*/,
+      SpaceReservation* /*reservation*/) {
+    return absl::UnimplementedError(
+        "outputs of this store are written by one server");
+  }
+  // kInvalidArgument for text that is no handle. kAborted, here or from the
+  // writer: the output is gone.
+  virtual absl::StatusOr<std::unique_ptr<RangeWriter>> OpenRange(
+      absl::string_view /*handle*/) {
+    return absl::UnimplementedError(
+        "outputs of this store are written by one server");
+  }
 
   // --- bytes that lie elsewhere ---
 

@@ -15,6 +15,7 @@
 #include "core/base/mutex.h"
 #include "core/base/status_macros.h"
 #include "server/jobs/errors.h"
+#include "server/jobs/part_crew.h"
 #include "server/jobs/scheduler.h"
 
 namespace ovpress {
@@ -112,9 +113,24 @@ class Manager final : public JobManager {
       WakeLocked();
     }
     if (service_.joinable()) service_.join();
+    // Its thread tells us when it ends.
+    crew_ = nullptr;
   }
 
   absl::Status Start() {
+    if (options_.jobs->parts() != nullptr &&
+        options_.blobs->min_shared_range_bytes() > 0) {
+      crew_ = PartCrew::Create(
+          {.parts = options_.jobs->parts(),
+           .blobs = options_.blobs,
+           .runner = options_.runner,
+           .executor = options_.executor,
+           .observer = options_.observer,
+           .server_id = options_.server_id,
+           .lease = limits_.lease,
+           .default_job_memory_bytes = limits_.default_job_memory_bytes,
+           .part_bytes = limits_.share_jobs_above_bytes / 8});
+    }
     OVPRESS_ASSIGN_OR_RETURN(const std::vector<JobRecord> requeued,
                              options_.jobs->RequeueOf(options_.server_id));
     for (const JobRecord& job : requeued) {
@@ -254,7 +270,7 @@ class Manager final : public JobManager {
     {
       MutexLock lock(&mutex_);
       const size_t at_start = running_.size();
-      while ((!running_.empty() || streams_ > 0) &&
+      while ((!running_.empty() || streams_ > 0 || helping_ > 0) &&
              std::chrono::steady_clock::now() < until) {
         changed_.WaitUntil(&mutex_,
                            std::min(until, After(absl::Milliseconds(100))));
@@ -267,7 +283,12 @@ class Manager final : public JobManager {
       for (auto& [id, running] : running_) {
         StopLocked(id, StopReason::kShutdown);
       }
-      while (!running_.empty()) {
+      if (crew_ != nullptr) {
+        mutex_.Unlock();
+        crew_->StopHelping();
+        mutex_.Lock();
+      }
+      while (!running_.empty() || helping_ > 0) {
         changed_.WaitUntil(&mutex_, After(absl::Milliseconds(100)));
       }
     }
@@ -287,6 +308,7 @@ class Manager final : public JobManager {
     }
     MutexLock lock(&mutex_);
     stats.running = static_cast<int>(running_.size());
+    stats.helping = helping_;
     stats.streams = streams_;
     stats.watchers = static_cast<int>(watchers_.size());
     stats.reserved_memory_bytes = reserved_memory_;
@@ -399,6 +421,8 @@ class Manager final : public JobManager {
   void Reap();
   void CheckRunning(absl::Time now);
   void StartJobs();
+  // Works on a part of another server's job, if there is room.
+  void HelpOthers();
   void StartJob(JobRecord claimed);
   // What RunJob does once; kUnavailable if it may be tried again.
   absl::StatusOr<RunOutput> RunOnce(const std::shared_ptr<Running>& running);
@@ -410,6 +434,7 @@ class Manager final : public JobManager {
   const JobManagerOptions options_;
   const JobLimits limits_;
   const bool shared_;
+  std::unique_ptr<PartCrew> crew_;  // null: jobs are not shared out
   std::thread service_;
   // Of the service thread alone.
   std::chrono::steady_clock::time_point looked_;
@@ -434,6 +459,7 @@ class Manager final : public JobManager {
   uint64_t changes_ ABSL_GUARDED_BY(mutex_) = 0;  // calls of ChangedLocked
   bool wanted_ ABSL_GUARDED_BY(mutex_) = false;
   uint64_t reserved_memory_ ABSL_GUARDED_BY(mutex_) = 0;
+  int helping_ ABSL_GUARDED_BY(mutex_) = 0;
   int streams_ ABSL_GUARDED_BY(mutex_) = 0;
   bool draining_ ABSL_GUARDED_BY(mutex_) = false;
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;  // the time to drain is over
@@ -772,7 +798,7 @@ void Manager::StartJobs() {
     {
       MutexLock lock(&mutex_);
       if (draining_) return;
-      state.running = static_cast<int>(running_.size());
+      state.running = static_cast<int>(running_.size()) + helping_;
       if (state.running >= limits_.max_running) return;
       state.free_memory_bytes =
           limits_.total_memory_bytes -
@@ -820,6 +846,7 @@ void Manager::StartJobs() {
     }
     if (request.offers.empty()) {
       if (failed) continue;
+      if (line->open_parts) HelpOthers();
       return;
     }
     absl::StatusOr<std::optional<JobRecord>> claimed =
@@ -831,6 +858,28 @@ void Manager::StartJobs() {
     // Others were faster; they are told of what is left as we are.
     if (!claimed->has_value()) return;
     StartJob(**std::move(claimed));
+  }
+}
+
+void Manager::HelpOthers() {
+  if (crew_ == nullptr) return;
+  uint64_t free_memory = 0;
+  {
+    MutexLock lock(&mutex_);
+    free_memory = limits_.total_memory_bytes -
+                  std::min(limits_.total_memory_bytes, reserved_memory_);
+  }
+  const absl::StatusOr<bool> begun =
+      crew_->Help(free_memory, [this](int64_t bytes) {
+        MutexLock lock(&mutex_);
+        reserved_memory_ += static_cast<uint64_t>(bytes);
+        helping_ += bytes > 0 ? 1 : -1;
+        if (bytes > 0) return;
+        WakeLocked();
+        ChangedLocked();
+      });
+  if (!begun.ok()) {
+    Log(Observer::Severity::kWarning, "", begun.status().message());
   }
 }
 
@@ -925,6 +974,12 @@ absl::StatusOr<RunOutput> Manager::RunOnce(
     }
     running->progress = progress;
   };
+  std::unique_ptr<PartBoard> board;
+  if (crew_ != nullptr && limits_.share_jobs_above_bytes > 0 &&
+      job.spec.bin.size_bytes >= limits_.share_jobs_above_bytes) {
+    board = crew_->MakeBoard(job, context);
+    context.board = board.get();
+  }
   return options_.runner->Run(job.spec, context);
 }
 

@@ -50,6 +50,7 @@ struct JobManagerOptions {
 struct JobManagerStats {
   int queued = 0;
   int running = 0;
+  int helping = 0;  // at a part of another server's job
   int streams = 0;
   int watchers = 0;
   uint64_t reserved_memory_bytes = 0;

@@ -11,9 +11,11 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
 #include "core/base/executor.h"
 #include "server/jobs/blob_store.h"
 #include "server/jobs/job.h"
+#include "server/jobs/part_store.h"
 
 namespace ovpress {
 
@@ -21,6 +23,22 @@ struct JobEstimate {
   uint64_t memory_bytes = 0;  // working memory under the job's budget
   uint64_t output_bytes = 0;  // at most: .bin, .xml and report
   std::vector<std::string> warnings;
+};
+
+// The other servers' help for one running job.
+class PartBoard {
+ public:
+  virtual ~PartBoard() = default;
+  // Input of one part that is worth being sent to another server.
+  virtual uint64_t part_bytes() const = 0;
+  // Hands the parts to whichever servers have room, and works on them itself on
+  // this thread. Blocks until all are done; their results, in order. `progress`
+  // hears the input bytes done by all, from any thread, quickly. kCancelled if
+  // the job is to stop; the error of a part that cannot be done; kAborted if
+  // the job was lost.
+  virtual absl::StatusOr<std::vector<std::string>> Run(
+      const PartRound& round,
+      const std::function<void(uint64_t done_bytes)>& progress) = 0;
 };
 
 struct RunContext {
@@ -32,6 +50,7 @@ struct RunContext {
   // kCancelled well within a second.
   const std::atomic<bool>* stop = nullptr;
   std::function<void(const JobProgress&)> progress;  // from any thread; quick
+  PartBoard* board = nullptr;  // null: the job is this server's alone
 };
 
 struct RunOutput {
@@ -53,6 +72,15 @@ class JobRunner {
                                                const JobSpec& spec) = 0;
   virtual absl::StatusOr<RunOutput> Run(const JobSpec& spec,
                                         const RunContext& context) = 0;
+  // One part of such a run, on any server: what Run() gave to the board. The
+  // result, for the holder's Run(). `context.progress` hears bytes_done of the
+  // part. kUnavailable, kCancelled: another server may try.
+  virtual absl::StatusOr<std::string> RunPart(const JobSpec& /*spec*/,
+                                              absl::string_view /*common*/,
+                                              absl::string_view /*order*/,
+                                              const RunContext& /*context*/) {
+    return absl::UnimplementedError("this runner shares no jobs out");
+  }
 };
 
 }  // namespace ovpress

@@ -16,6 +16,7 @@
 #include "absl/strings/string_view.h"
 #include "absl/time/time.h"
 #include "server/jobs/job.h"
+#include "server/jobs/part_store.h"
 #include "server/jobs/scheduler.h"
 
 namespace ovpress {
@@ -58,6 +59,10 @@ class JobStore {
   // calls once this returns.
   virtual void OnChange(std::function<void()> callback) = 0;
 
+  // Where servers share out parts of one job; null in a store of one server.
+  // Lives as long as this.
+  virtual PartStore* parts() { return nullptr; }
+
   // Inserts `job`: id set, state kQueued or, from the result cache, kSucceeded
   // and kept for `ttl`. If its owner used its request_id before, nothing is
   // inserted and the stored job comes back with `existed`; the caller compares
@@ -96,6 +101,9 @@ class JobStore {
     // Of owners with jobs in `waiting`: their running jobs (with a lease), and
     // when the last one started.
     std::map<std::string, OwnerUse> owners;
+    // Whether a part of some job may wait for a server (PartStore::Take() knows
+    // for sure).
+    bool open_parts = false;
   };
   // `per_rank` > 0: of the queued jobs with equal owner and priority only so
   // many, the oldest. They alone can be next, so that a start costs the same

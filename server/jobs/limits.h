@@ -84,6 +84,12 @@ struct JobLimits {
   uint64_t total_memory_bytes = 1ull << 30;
   uint64_t default_job_memory_bytes = kDefaultMemoryBudgetBytes;
   uint64_t min_job_memory_bytes = kMinMemoryBudgetBytes;
+  // Jobs with a .bin of at least so many bytes are shared out among the servers
+  // of a queue, in parts of an eighth of it or, for very large models, the
+  // 256th part of the model. Below, one server is done before the others have
+  // begun, and reading the output again for its digest costs more than it
+  // gains. 0: never.
+  uint64_t share_jobs_above_bytes = 4ull << 30;
   // Longest run of one attempt, also when the client asks for more.
   absl::Duration max_run_time = absl::Hours(24);
   // How long finished jobs and their results are kept.

@@ -29,6 +29,9 @@ class Observer {
   virtual void OnJobExpired(const JobRecord&) {}
   // A job found RUNNING at start-up or handed back while draining.
   virtual void OnJobRequeued(const JobRecord&) {}
+  // A part of a shared job ended on this server: "done", "released" (somebody
+  // else may try) or "lost" (somebody else did).
+  virtual void OnPart(absl::string_view /*outcome*/, absl::Duration /*took*/) {}
   virtual void OnResultCache(bool /*hit*/) {}
 
   // blobs

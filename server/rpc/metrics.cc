@@ -56,6 +56,10 @@ class MetricsImpl final : public Metrics {
     }
   }
   void OnJobRequeued(const JobRecord&) override { replayed_.Increment(); }
+  void OnPart(absl::string_view outcome, absl::Duration took) override {
+    parts_.Add({{"outcome", std::string(outcome)}}, kSeconds)
+        .Observe(absl::ToDoubleSeconds(took));
+  }
   void OnResultCache(bool hit) override {
     (hit ? cache_hits_ : cache_misses_).Increment();
   }
@@ -99,6 +103,7 @@ class MetricsImpl final : public Metrics {
     const JobManagerStats job = jobs->Stats();
     queued_.Set(job.queued);
     running_.Set(job.running);
+    helping_.Set(job.helping);
     budget_.Set(static_cast<double>(job.total_memory_bytes));
     reserved_.Set(static_cast<double>(job.reserved_memory_bytes));
     draining_.Set(job.draining ? 1 : 0);
@@ -137,6 +142,9 @@ class MetricsImpl final : public Metrics {
           .Add({}, kSeconds);
   Family<Histogram>& phases_ = Histograms(
       "ovpress_job_duration_seconds", "Time of jobs by phase; total: the run");
+  Family<Histogram>& parts_ = Histograms(
+      "ovpress_job_part_duration_seconds",
+      "Time of parts of shared jobs on this server, by how they ended");
   Family<Counter>& weights_ = Counters("ovpress_weight_bytes_total",
                                        "Bytes of weights that jobs processed");
   Counter& weights_in_ = weights_.Add({{"direction", "in"}});
@@ -172,6 +180,9 @@ class MetricsImpl final : public Metrics {
       Histograms("ovpress_rpc_seconds", "Duration of calls");
   Gauge& queued_ = Gauges("ovpress_jobs_queued", "Jobs that wait").Add({});
   Gauge& running_ = Gauges("ovpress_jobs_running", "Jobs that run").Add({});
+  Gauge& helping_ = Gauges("ovpress_parts_helping",
+                           "Parts of other servers' jobs that run here")
+                        .Add({});
   Gauge& budget_ = Gauges("ovpress_memory_budget_bytes",
                           "Working memory for all jobs together")
                        .Add({});
