@@ -603,13 +603,13 @@ class S3BlobStoreImpl::NewObject {
 class S3BlobStoreImpl::Writer final : public BlobWriter {
  public:
   Writer(S3BlobStoreImpl* store, std::unique_ptr<NewObject> object,
-         std::unique_ptr<SpoolFile> spool)
+         uint64_t size_bytes, std::unique_ptr<SpoolFile> spool)
       : store_(store),
         object_(std::move(object)),
         pieces_(store,
                 {.key = object_->key(),
-                 .piece_bytes = PartBytesFor(spool->size_bytes()),
-                 .count = PiecesOf(spool->size_bytes()),
+                 .piece_bytes = PartBytesFor(size_bytes),
+                 .count = PiecesOf(size_bytes),
                  .hash = true},
                 std::move(spool)) {}
 
@@ -1563,7 +1563,8 @@ absl::StatusOr<std::unique_ptr<BlobWriter>> S3BlobStoreImpl::CreateOutput(
                            SpoolFile::Create(spool_folder(), size_bytes));
   OVPRESS_ASSIGN_OR_RETURN(std::unique_ptr<NewObject> object,
                            BeginObject(owner, size_bytes, reservation));
-  return std::make_unique<Writer>(this, std::move(object), std::move(spool));
+  return std::make_unique<Writer>(this, std::move(object), size_bytes,
+                                  std::move(spool));
 }
 
 absl::StatusOr<std::unique_ptr<ScratchBlob>> S3BlobStoreImpl::CreateScratch(

@@ -51,6 +51,10 @@ class Postgres(object_store.Postgres):
         self.schemas += 1
         return self.schema(f"s{self.schemas}")
 
+    def value(self, sql: str) -> str:
+        """Of the schema that was made last."""
+        return subprocess.run(["psql", f"{self.address} options='-c search_path=s{self.schemas}'", "-Atc", sql], check=True, capture_output=True, text=True).stdout.strip()
+
 
 class Seaweed(object_store.Seaweed):
     prefixes = 0
@@ -311,6 +315,132 @@ def test_a_rolling_restart_fails_no_job(c: Context):
         client = replicas[0].client()
         for job in jobs:
             assert client.result(client.wait(job, seconds=90)).model.bin.sha256 == digest
+
+
+SHARE = "--share-jobs-above=32MiB"  # parts of 4 MiB and more
+
+
+def parts_done(replica) -> float:
+    return replica.metric(r'ovpress_job_part_duration_seconds_count\{outcome="done"\}')
+
+
+def holder_and_helper(c, replicas, job):
+    """Of a shared job: the replica that holds it and one that works on a part of it."""
+    holder = runner_of(c, replicas, job)
+    for _ in range(500):
+        for replica in replicas:
+            if replica is not holder and replica.metric("ovpress_parts_helping") > 0:
+                return holder, replica
+        time.sleep(0.02)
+    raise AssertionError("nobody helps")
+
+
+def test_a_large_job_is_shared_out(c: Context):
+    path, xml, data = c.large_model_files()
+    modes = (
+        ({"mode": "int8_asym"}, ["--mode=int8_asym"]),
+        # Scored first, in parts as well.
+        ({"mode": "int4_sym", "group_size": 64, "ratio": 0.6}, ["--mode=int4_sym", "--group-size=64", "--ratio=0.6"]),
+    )
+    with c.cluster(flags=[SHARE]) as replicas:
+        client = replicas[0].client()
+        model = client.upload_model(xml, data)
+        for options, flags in modes:
+            before = [parts_done(r) for r in replicas]
+            want = c.local(path, *flags)
+            job = client.submit(model, options=options, ignore_result_cache=True, settings={"measure_error": True})
+            seen = [client.metadata(o) for o in client.compression.WatchOperation(client.pb.WatchOperationRequest(name=job.name), timeout=120)]
+            response = client.result(client.wait(job))
+            assert (client.read(response.model.xml), client.read(response.model.bin)) == want
+            done = [parts_done(r) - b for r, b in zip(replicas, before)]
+            assert sum(n > 0 for n in done) >= 2, done
+            assert sum(done) >= 6, done
+            # Progress counts what all of them did, and never goes back within a phase.
+            by_phase = {}
+            for metadata in seen:
+                by_phase.setdefault(metadata.phase, []).append(metadata.bytes_done)
+            assert all(sorted(values) == values for values in by_phase.values()), by_phase
+            # The report is that of one server, errors to the last digits aside.
+            report = json.loads(client.read(response.report))
+            alone = c.work / "alone.json"
+            subprocess.run([c.ovpress, "compress", path, "-o", c.work / "local.xml", "--quiet", "--measure-error", f"--report={alone}", *flags], check=True)
+            expected = json.loads(alone.read_text())
+            assert [w["name"] for w in report["weights"]] == [w["name"] for w in expected["weights"]]
+            for ours, theirs in zip(report["weights"], expected["weights"]):
+                for key, value in theirs.items():
+                    if isinstance(value, float):
+                        assert abs(ours[key] - value) <= 1e-9 * abs(value), (key, ours[key], value)
+                    else:
+                        assert ours[key] == value, key
+        # Nothing is left of the parts.
+        assert c.postgres.value("SELECT (SELECT count(*) FROM job_parts) + (SELECT count(*) FROM job_rounds)") == "0"
+
+
+def test_a_shared_job_outlives_its_helpers(c: Context):
+    xml, data, digest = c.model()
+    with c.cluster(flags=[SHARE]) as replicas:
+        model = replicas[0].client().upload_model(xml, data)
+        for blow in (signal.SIGKILL, signal.SIGSTOP):
+            job = slow_job(replicas[0].client(), model)
+            holder, helper = holder_and_helper(c, replicas, job)
+            helper.signal(blow)
+            client = holder.client()
+            ended = client.wait(job, seconds=LEASE + 60)
+            assert client.result(ended).model.bin.sha256 == digest
+            assert client.metadata(ended).attempt == 1
+            if blow == signal.SIGKILL:
+                helper.kill()
+                helper.start()
+                continue
+            # Back from the cold: its part is another's by now.
+            helper.signal(signal.SIGCONT)
+            harness.wait_until(lambda: helper.metric("ovpress_parts_helping") == 0)
+            assert client.result(get(client, job)).model.bin.sha256 == digest
+            assert hashlib.sha256(client.read(client.result(ended).model.bin)).hexdigest() == digest
+
+
+def test_a_shared_job_outlives_its_holder(c: Context):
+    xml, data, digest = c.model()
+    with c.cluster(flags=[SHARE]) as replicas:
+        model = replicas[0].client().upload_model(xml, data)
+        for blow in (signal.SIGKILL, signal.SIGSTOP):
+            job = slow_job(replicas[0].client(), model)
+            holder, helper = holder_and_helper(c, replicas, job)
+            holder.signal(blow)
+            client = helper.client()
+            ended = client.wait(job, seconds=LEASE + 60)
+            assert client.result(ended).model.bin.sha256 == digest
+            assert client.metadata(ended).attempt == 2
+            if blow == signal.SIGSTOP:
+                holder.signal(signal.SIGCONT)
+            else:
+                holder.kill()
+                holder.start()
+            harness.wait_until(lambda: holder.metric("ovpress_jobs_running") == 0)
+            assert get(client, job) == ended
+            assert hashlib.sha256(client.read(client.result(ended).model.bin)).hexdigest() == digest
+
+
+def test_a_cancelled_shared_job_stops_everywhere(c: Context):
+    xml, data, _ = c.model()
+    with c.cluster(flags=[SHARE]) as replicas:
+        client = replicas[0].client()
+        model = client.upload_model(xml, data)
+        job = slow_job(client, model)
+        holder, helper = holder_and_helper(c, replicas, job)
+        client.operations.CancelOperation(client.lro.CancelOperationRequest(name=job.name))
+        begin = time.monotonic()
+        assert client.wait(job).error.code == 1
+        while sum(r.metric("ovpress_parts_helping") + r.metric("ovpress_jobs_running") for r in replicas) > 0:
+            assert time.monotonic() - begin < 4, "they work on"
+            time.sleep(0.05)
+        # A helper that is told to stop hands its part back; the job goes on.
+        job = slow_job(client, model)
+        holder, helper = holder_and_helper(c, replicas, job)
+        assert helper.stop() == 0
+        client = holder.client()
+        ended = client.wait(job)
+        assert client.metadata(ended).attempt == 1 and client.result(ended)
 
 
 def test_chaos(c: Context):

@@ -2,6 +2,7 @@
 #include <signal.h>
 
 #include <algorithm>
+#include <atomic>
 #include <random>
 #include <thread>
 
@@ -286,9 +287,9 @@ TEST_F(S3StoreTest, ModelsAreReadWhereTheyLie) {
     EXPECT_THAT(store->CheckExport("o", bad),
                 StatusIs(StatusCode::kPermissionDenied, HasSubstr(bad)));
   }
-  EXPECT_THAT(store->Refer(
-                  "o", "s3://" + place_.bucket_ + "/models/../secret/a.bin"),
-              StatusIs(StatusCode::kInvalidArgument, HasSubstr("segment")));
+  EXPECT_THAT(
+      store->Refer("o", "s3://" + place_.bucket_ + "/models/../secret/a.bin"),
+      StatusIs(StatusCode::kInvalidArgument, HasSubstr("segment")));
   EXPECT_EQ(store->Refer("o", address + ".gone").status().code(),
             StatusCode::kNotFound);
   const auto ref = store->Refer("o", address);
@@ -335,6 +336,145 @@ TEST_F(S3StoreTest, ResultsAreCopiedInsideTheStore) {
           ->GetRange(place_.bucket_, "out/b.bin", 0, AsWritableBytes(out), {})
           .ok());
   EXPECT_EQ(out, bytes);
+}
+
+// Writes [range.begin, range.end) of `bytes` in odd pieces, last ones first.
+absl::StatusOr<std::string> WriteRange(BlobStore& store,
+                                       const std::string& handle,
+                                       const BlobStore::OutputRange& range,
+                                       const std::string& bytes) {
+  auto writer = store.OpenRange(handle);
+  if (!writer.ok()) return writer.status();
+  constexpr uint64_t kPiece = 1'000'003;
+  for (uint64_t end = range.end; end > range.begin;) {
+    const uint64_t begin =
+        end - range.begin > kPiece ? end - kPiece : range.begin;
+    const absl::Status status =
+        (*writer)->WriteAt(begin, AsBytes(bytes).subspan(begin, end - begin));
+    if (!status.ok()) return status;
+    end = begin;
+  }
+  return (*writer)->Finish();
+}
+
+TEST_F(S3StoreTest, SeveralServersWriteRangesOfOneOutput) {
+  const auto a = Open();
+  const auto b = Open();
+  const std::string bytes = RandomBytes(kLarge + (20 << 20), 5);
+  // The first is several parts of the upload, the last less than one may be.
+  const std::vector<BlobStore::OutputRange> ranges = {
+      {0, 19 << 20},
+      {19 << 20, 24 << 20},
+      {24 << 20, (24 << 20) + (6 << 20)},
+      {30 << 20, (40 << 20) - 5},
+      {(40 << 20) - 5, bytes.size()}};
+  EXPECT_EQ(a->min_shared_range_bytes(), 5u << 20);
+  auto space = a->Reserve("o", bytes.size() + 100);
+  ASSERT_TRUE(space.ok());
+  auto output = a->CreateSharedOutput("o", ranges, space->get());
+  ASSERT_TRUE(output.ok()) << output.status();
+  EXPECT_EQ((*space)->bytes_left(), 100u);
+  std::vector<std::string> receipts(ranges.size());
+  for (size_t i = 0; i < ranges.size(); ++i) {
+    const std::string handle = (*output)->RangeHandle(i);
+    auto receipt = WriteRange(i % 2 == 0 ? *a : *b, handle, ranges[i], bytes);
+    ASSERT_TRUE(receipt.ok()) << receipt.status();
+    // Again, by another: the same.
+    if (i == 1) {
+      EXPECT_EQ(*WriteRange(*a, handle, ranges[i], bytes), *receipt);
+    }
+    receipts[i] = *receipt;
+  }
+  EXPECT_THAT(place_.Keys(), IsEmpty());
+  auto published = (*output)->Publish(receipts, nullptr);
+  ASSERT_TRUE(published.ok()) << published.status();
+  EXPECT_EQ(published->ref, BlobRefOf(bytes));
+  output->reset();
+  a->Sweep();
+  EXPECT_THAT(place_.Keys(), SizeIs(1));
+  EXPECT_EQ(place_.Multiparts(), 0u);
+  // Block by block, against the digests that were made while it was read.
+  EXPECT_TRUE(b->Verify(published->ref).ok());
+  EXPECT_EQ(*ReadBlob(b.get(), "o", published->ref, bytes.size()), bytes);
+  // The same once more: the blob that is there stays.
+  const std::string key = place_.KeyOf(published->ref);
+  auto again = b->CreateSharedOutput("o", ranges, nullptr);
+  ASSERT_TRUE(again.ok());
+  for (size_t i = 0; i < ranges.size(); ++i) {
+    receipts[i] = *WriteRange(*b, (*again)->RangeHandle(i), ranges[i], bytes);
+  }
+  published = (*again)->Publish(receipts, nullptr);
+  ASSERT_TRUE(published.ok()) << published.status();
+  again->reset();
+  a->Sweep();
+  EXPECT_EQ(place_.KeyOf(BlobRefOf(bytes)), key);
+  EXPECT_THAT(place_.Keys(), SizeIs(1));
+}
+
+TEST_F(S3StoreTest, ASharedOutputThatFailsLeavesNothing) {
+  const auto a = Open();
+  const auto b = Open();
+  const std::string bytes = RandomBytes(14 << 20, 6);
+  const std::vector<BlobStore::OutputRange> ranges = {{0, 7 << 20},
+                                                      {7 << 20, 14 << 20}};
+  auto output = a->CreateSharedOutput("o", ranges, nullptr);
+  ASSERT_TRUE(output.ok());
+  const std::string handle = (*output)->RangeHandle(1);
+  // A byte is missing, or leaves the range.
+  auto writer = b->OpenRange(handle);
+  ASSERT_TRUE(writer.ok());
+  ASSERT_TRUE(
+      (*writer)->WriteAt(7 << 20, AsBytes(bytes).first((7 << 20) - 1)).ok());
+  EXPECT_EQ((*writer)->Finish().status().code(), StatusCode::kInternal);
+  EXPECT_EQ((*writer)->WriteAt(1, AsBytes("x")).code(), StatusCode::kInternal);
+  EXPECT_EQ((*writer)->WriteAt((14 << 20) - 1, AsBytes("xy")).code(),
+            StatusCode::kInternal);
+  for (const char* text :
+       {"", "nonsense", "7 7 1 1 8388608 u k", "0 9 1 0 8388608 u k",
+        "0 9 1 2 8388608 u k", "0 9 1 1 0 u k"}) {
+    EXPECT_EQ(b->OpenRange(text).status().code(), StatusCode::kInvalidArgument)
+        << text;
+  }
+  const std::string first =
+      *WriteRange(*a, (*output)->RangeHandle(0), ranges[0], bytes);
+  EXPECT_EQ((*output)->Publish({first}, nullptr).status().code(),
+            StatusCode::kDataLoss);
+  EXPECT_FALSE((*output)->Publish({first, "\"no such part\""}, nullptr).ok());
+  const std::string second = *WriteRange(*b, handle, ranges[1], bytes);
+  const std::atomic<bool> stop{true};
+  EXPECT_EQ((*output)->Publish({first, second}, &stop).status().code(),
+            StatusCode::kCancelled);
+  output->reset();
+  a->Sweep();
+  EXPECT_THAT(place_.Keys(), IsEmpty());
+  EXPECT_EQ(place_.Multiparts(), 0u);
+  EXPECT_EQ(a->Stats().reserved_bytes, 0u);
+  // Who comes now finds it gone.
+  EXPECT_EQ(WriteRange(*b, handle, ranges[1], bytes).status().code(),
+            StatusCode::kAborted);
+}
+
+TEST_F(S3StoreTest, AFrozenHolderPublishesNoSharedOutput) {
+  const auto a = Open();
+  const auto b = Open();
+  const std::string bytes = RandomBytes(12 << 20, 7);
+  const std::vector<BlobStore::OutputRange> ranges = {{0, 6 << 20},
+                                                      {6 << 20, 12 << 20}};
+  auto output = a->CreateSharedOutput("o", ranges, nullptr);
+  ASSERT_TRUE(output.ok());
+  std::vector<std::string> receipts;
+  for (size_t i = 0; i < 2; ++i) {
+    receipts.push_back(
+        *WriteRange(*b, (*output)->RangeHandle(i), ranges[i], bytes));
+  }
+  clock_.Advance(absl::Minutes(5));
+  b->Sweep();
+  EXPECT_FALSE((*output)->Publish(receipts, nullptr).ok());
+  EXPECT_FALSE(Has(*b, BlobRefOf(bytes)));
+  output->reset();
+  b->Sweep();
+  EXPECT_EQ(place_.Multiparts(), 0u);
+  EXPECT_THAT(place_.Keys(), IsEmpty());
 }
 
 TEST_F(S3StoreTest, TheStoreMayBeAwayForAWhile) {
