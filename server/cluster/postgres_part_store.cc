@@ -162,7 +162,7 @@ class PostgresPartStore final : public PartStore {
     OVPRESS_ASSIGN_OR_RETURN(const bool given,
                              UpdatePart(part,
                                         "state = 1, done = 0, server_id = '',"
-                                        " attempt = attempt - $4::integer,"
+                                        " attempt = p.attempt - $4::integer,"
                                         " lease_expires = -9223372036854775808",
                                         "p.state = 2", counts ? 0 : 1));
     if (!given) return PartLost(part);
