@@ -284,6 +284,31 @@ TEST(Parts, AWeightAboveItsShareIsAPartOfItsOwn) {
               ::testing::ElementsAre(32 * 32, 2048 * 32, 2048 + 1024 + 1024));
 }
 
+TEST(Parts, SmallOnesAreJoined) {
+  const auto compression = MakeCompression(Chain(), {.mode = Mode::kInt8Asym});
+  ASSERT_NE(compression, nullptr);
+  const uint64_t size = compression->output_bin_bytes();
+  for (const uint64_t least :
+       {uint64_t{1}, size / 9, size / 3, size, 2 * size}) {
+    const std::vector<Part> parts = compression->Cut(20, least);
+    uint64_t next = 0;
+    uint64_t unit = 0;
+    for (const Part& part : parts) {
+      EXPECT_EQ(part.output_begin, next);
+      EXPECT_EQ(part.unit_begin, unit);
+      if (parts.size() > 1) {
+        EXPECT_GE(part.output_end - part.output_begin, least);
+      }
+      next = part.output_end;
+      unit = part.unit_end;
+    }
+    EXPECT_EQ(next, size);
+    EXPECT_EQ(parts.size() == 1, least >= size) << least;
+    // They can be run as they are.
+    EXPECT_LE(parts.size(), compression->Cut(20).size());
+  }
+}
+
 TEST(Parts, OfAnotherCompressionAreRefused) {
   Fixture f(Chain());
   const auto compression = MakeCompression(f.ir, {.mode = Mode::kInt8Asym});
