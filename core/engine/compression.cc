@@ -203,8 +203,7 @@ absl::StatusOr<std::vector<double>> Compression::ScorePartOrThrow(
                      " to score, of a model that has ", score_count()));
   }
   OVPRESS_RETURN_IF_ERROR(impl_->model.CheckConstantRanges(bin.size_bytes()));
-  ProgressMeter meter(options, Phase::kScoring, 0,
-                      ScoringBytes(begin, end),
+  ProgressMeter meter(options, Phase::kScoring, 0, ScoringBytes(begin, end),
                       end - begin, nullptr);
   ScoringContext context;
   context.model = &impl_->model;
@@ -320,14 +319,20 @@ std::vector<Part> Compression::Cut(size_t count,
     return part.output_end - part.output_begin < min_output_bytes;
   };
   std::vector<Part> joined;
+  const auto join = [&](const Part& part) {
+    joined.back() = impl_->MakePart(joined.back().unit_begin, part.unit_end);
+  };
   for (const Part& part : parts) {
-    const bool last = &part == &parts.back();
-    if (!joined.empty() &&
-        (too_small(joined.back()) || (last && too_small(part)))) {
-      joined.back() = impl_->MakePart(joined.back().unit_begin, part.unit_end);
+    if (!joined.empty() && too_small(joined.back())) {
+      join(part);
     } else {
       joined.push_back(part);
     }
+  }
+  if (joined.size() > 1 && too_small(joined.back())) {
+    const Part last = joined.back();
+    joined.pop_back();
+    join(last);
   }
   return joined;
 }
