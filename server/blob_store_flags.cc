@@ -8,6 +8,7 @@
 #include "core/base/status_macros.h"
 #include "server/cluster/s3_credentials.h"
 #include "server/jobs/local_blob_store.h"
+#include "server/size_flag.h"
 
 namespace ovpress {
 namespace {
@@ -132,9 +133,7 @@ void BlobStoreFlags::Register(CLI::App* app) {
                   "--data-dir. May be lost at any time")
       ->type_name("DIR")
       ->group(kGroup);
-  app->add_option("--cache-bytes", cache_bytes, "Largest read cache")
-      ->transform(CLI::AsSizeValue(false))
-      ->capture_default_str()
+  AddSizeFlag(app, "--cache-bytes", &cache_bytes, "Largest read cache")
       ->group(kGroup);
   app->add_option("--allow-address", allow_address,
                   "Objects below this prefix may be read and written for "

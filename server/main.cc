@@ -30,6 +30,7 @@
 #include "server/rpc/metrics.h"
 #include "server/rpc/reflection.h"
 #include "server/rpc/services.h"
+#include "server/size_flag.h"
 #include "server/token_command.h"
 #include "spdlog/spdlog.h"
 
@@ -75,13 +76,9 @@ void AddLimit(CLI::App* app, const std::string& name, T* value,
   app->add_option(name, *value, help)->capture_default_str()->group("Limits");
 }
 
-// A size flag: 1048576, 64MiB, 2GB ...
 void AddBytes(CLI::App* app, const std::string& name, uint64_t* value,
               const std::string& help) {
-  app->add_option(name, *value, help)
-      ->transform(CLI::AsSizeValue(false))
-      ->capture_default_str()
-      ->group("Limits");
+  AddSizeFlag(app, name, value, help)->group("Limits");
 }
 
 void RegisterFlags(CLI::App* app, ServerFlags* flags) {
