@@ -29,6 +29,8 @@ namespace lro = google::longrunning;
 
 constexpr uint64_t kChunkBytes = 1 << 20;
 constexpr absl::Duration kUnaryDeadline = absl::Seconds(60);
+// For the calls of a caller that wants to leave.
+constexpr absl::Duration kLastWords = absl::Seconds(10);
 constexpr absl::Duration kFirstBackoff = absl::Milliseconds(100);
 constexpr absl::Duration kLongestBackoff = absl::Seconds(5);
 // A stream without any message for so long is taken for dead.
@@ -204,10 +206,24 @@ class ClientImpl final : public Client {
     v1::CompressModelRequest sent = request;
     // With an id a repeated call is the same job.
     if (sent.request_id().empty()) sent.set_request_id(RandomId());
-    return Unary<lro::Operation>(
+    bool tried = false;
+    absl::StatusOr<lro::Operation> operation = Unary<lro::Operation>(
         [&](grpc::ClientContext* context, auto* response) {
+          tried = true;
           return compression_->CompressModel(context, sent, response);
         });
+    if (operation.ok() || !tried || !Stopped()) return operation;
+    // The call was cut, and the server may have the job, or take it yet.
+    grpc::ClientContext context;
+    OVPRESS_RETURN_IF_ERROR(Authorize(&context));
+    context.set_deadline(absl::ToChronoTime(absl::Now() + kLastWords));
+    lro::Operation known;
+    const absl::Status asked =
+        ToAbsl(compression_->CompressModel(&context, sent, &known));
+    if (asked.ok()) return known;
+    return absl::CancelledError(
+        absl::StrCat("interrupted; the job of request_id ", sent.request_id(),
+                     " may go on: ", asked.message()));
   }
 
   absl::StatusOr<lro::Operation> Get(const std::string& name) override {
@@ -232,7 +248,7 @@ class ClientImpl final : public Client {
     request.set_name(name);
     grpc::ClientContext context;
     OVPRESS_RETURN_IF_ERROR(Authorize(&context));
-    context.set_deadline(absl::ToChronoTime(absl::Now() + absl::Seconds(10)));
+    context.set_deadline(absl::ToChronoTime(absl::Now() + kLastWords));
     google::protobuf::Empty empty;
     return ToAbsl(operations_->CancelOperation(&context, request, &empty));
   }

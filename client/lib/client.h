@@ -58,6 +58,8 @@ class Client {
   // on where the server has them after a break, also over its restart.
   virtual absl::StatusOr<v1::Blob> Upload(ByteSource& bytes,
                                           const TransferProgress& progress) = 0;
+  // Stopped in the middle, it asks once more, without `stop`, for at most ten
+  // seconds: the caller learns the name of the job that it may want to cancel.
   virtual absl::StatusOr<google::longrunning::Operation> Submit(
       const v1::CompressModelRequest& request) = 0;
   virtual absl::StatusOr<google::longrunning::Operation> Get(

@@ -167,7 +167,9 @@ class FakeServer(grpc.GenericRpcHandler):
     TYPES = {
         "/google.bytestream.ByteStream/Read": ("unary_stream", pb.ReadRequest),
         "/google.bytestream.ByteStream/Write": ("stream_unary", pb.WriteRequest),
+        "/google.longrunning.Operations/CancelOperation": ("unary_unary", pb.CancelOperationRequest),
         "/google.longrunning.Operations/GetOperation": ("unary_unary", pb.GetOperationRequest),
+        "/ovpress.v1.WeightCompression/CompressModel": ("unary_unary", pb.CompressModelRequest),
         "/ovpress.v1.WeightCompression/GetCapabilities": ("unary_unary", pb.GetCapabilitiesRequest),
         "/ovpress.v1.WeightCompression/FindMissingBlobs": ("unary_unary", pb.FindMissingBlobsRequest),
     }
@@ -224,14 +226,17 @@ class Context:
         subprocess.run([self.ovpress, "compress", model, "-o", out, "--quiet", *flags], check=True)
         return out.read_bytes(), out.with_suffix(".bin").read_bytes()
 
-    def large_model(self, count: int = 24) -> pathlib.Path:
-        """A chain of MatMuls with 4 MiB of f32 weights each."""
+    def large_model(self, count: int = 24, stored: int = 0) -> pathlib.Path:
+        """A chain of MatMuls with 4 MiB of f32 weights each. With `stored` the
+        file has room for so many of them only: they overlap."""
         rows, layers, edges, last = 1024, [], [], 0
+        stored = stored or count
+        step = (stored - 1) * rows * rows * 4 // (count - 1) & ~63 if stored < count else rows * rows * 4
         port = f"<dim>1</dim><dim>{rows}</dim></port>"
         layers.append(f'<layer id="0" name="x" type="Parameter" version="opset1"><data shape="1,{rows}" element_type="f32"/><output><port id="0" precision="FP32" names="x">{port}</output></layer>')
         for i in range(count):
             weight, matmul = 2 * i + 1, 2 * i + 2
-            layers.append(f'<layer id="{weight}" name="w{i}" type="Const" version="opset1"><data element_type="f32" shape="{rows}, {rows}" offset="{i * rows * rows * 4}" size="{rows * rows * 4}"/><output><port id="0" precision="FP32"><dim>{rows}</dim><dim>{rows}</dim></port></output></layer>')
+            layers.append(f'<layer id="{weight}" name="w{i}" type="Const" version="opset1"><data element_type="f32" shape="{rows}, {rows}" offset="{i * step}" size="{rows * rows * 4}"/><output><port id="0" precision="FP32"><dim>{rows}</dim><dim>{rows}</dim></port></output></layer>')
             layers.append(f'<layer id="{matmul}" name="m{i}" type="MatMul" version="opset1"><data transpose_a="false" transpose_b="true"/><input><port id="0" precision="FP32">{port}<port id="1" precision="FP32"><dim>{rows}</dim><dim>{rows}</dim></port></input><output><port id="2" precision="FP32">{port}</output></layer>')
             edges.append(f'<edge from-layer="{last}" from-port="{0 if last == 0 else 2}" to-layer="{matmul}" to-port="0"/><edge from-layer="{weight}" from-port="0" to-layer="{matmul}" to-port="1"/>')
             last = matmul
@@ -242,7 +247,7 @@ class Context:
         generator = random.Random(7)
         block = array.array("f", (generator.uniform(-1, 1) for _ in range(1 << 16))).tobytes()
         with open(path.with_suffix(".bin"), "wb") as file:
-            for i in range(count * rows * rows * 4 // len(block)):
+            for i in range(stored * rows * rows * 4 // len(block)):
                 file.write(block[4 * i :] + block[: 4 * i])
         return path
 
@@ -707,8 +712,12 @@ def test_jobs(c: Context):
         assert client.estimate(large, mode="int4_sym", group_size=32, summary_only=True).weight_count == full.weight_count
 
 
+# A shell that starts this suite in the background may have told it, and so its
+# children, to ignore SIGINT; Python then installs no handler.
 INTERRUPTED = """
-import sys, ovpress_client
+import signal, sys, ovpress_client
+signal.signal(signal.SIGINT, signal.default_int_handler)
+print("started", flush=True)
 def progress(phase, done, total):
     if phase in ("compressing", "planning"): print("running", flush=True)
 try:
@@ -721,19 +730,95 @@ except KeyboardInterrupt:
 
 @test()
 def test_interrupt_cancels_unless_detached(c: Context):
-    model = c.large_model()
+    model = c.large_model(64, stored=24)  # two seconds or more on one thread
     with c.server("--threads=1") as server, Client(server.address) as client:
         client.watch(client.submit(model, mode="int8_sym"))  # the weights are there
         for how, state in (("cancel", "CANCELLED"), ("detach", "SUCCEEDED")):
             out = c.work / how
             process = subprocess.Popen([sys.executable, "-c", INTERRUPTED, server.address, str(model), str(out / "o.xml"), how], stdout=subprocess.PIPE, text=True)
-            assert process.stdout.readline() == "running\n"
+            assert [process.stdout.readline() for _ in range(2)] == ["started\n", "running\n"]
             process.send_signal(signal.SIGINT)
             code = process.wait(30)
             assert code == 130, (how, code)
             job = client.watch(client.list(limit=1)[0])
             assert job.state == state, (how, job.state)
             assert files_in(out) == []
+
+
+@test()
+def test_an_interrupt_at_any_moment_leaves_no_job(c: Context):
+    model = c.large_model(64, stored=24)
+    with c.server("--threads=1") as server, Client(server.address) as client:
+        client.watch(client.submit(model, mode="int8_sym"))
+        for trial in range(10):
+            before = [job.name for job in client.list()]
+            out = c.work / f"out{trial}"
+            process = subprocess.Popen([sys.executable, "-c", INTERRUPTED, server.address, str(model), str(out / "o.xml"), "cancel"], stdout=subprocess.PIPE, text=True)
+            assert process.stdout.readline() == "started\n"
+            time.sleep(trial * 0.05)  # the job begins after 0.2 s
+            process.send_signal(signal.SIGINT)
+            assert process.wait(30) == 130, trial
+            states = [client.watch(job).state for job in client.list() if job.name not in before]
+            assert states in ([], ["CANCELLED"]), (trial, states)
+            assert files_in(out) == []
+
+
+@test()
+def test_an_interrupt_of_the_submission_cancels_what_the_server_takes(c: Context):
+    model = c.large_model()
+    with c.server("--threads=1") as server, Client(server.address) as client:
+        client.watch(client.submit(model, mode="int8_sym"))
+        for kind in ("before the server has it", "after the server took it"):
+            transport = client._transport
+            unary, calls, late = transport.unary, [], []
+
+            async def interrupted(method, request, response, timeout):
+                calls.append(method.rpartition("/")[2])
+                if calls[-1] == "CompressModel" and calls.count("CompressModel") == 1:
+                    if kind.startswith("after"):
+                        late.append(await unary(method, request, response, timeout))
+                    raise KeyboardInterrupt
+                return await unary(method, request, response, timeout)
+
+            transport.unary = interrupted
+            before = [job.name for job in client.list()]
+            try:
+                client.compress(model, c.work / "o.xml", **SLOW)
+                raise AssertionError("not interrupted")
+            except KeyboardInterrupt:
+                pass
+            finally:
+                transport.unary = unary
+            assert calls[-2:] == ["CompressModel", "CancelOperation"], calls
+            new = [client.watch(job) for job in client.list() if job.name not in before]
+            assert [job.state for job in new] == ["CANCELLED"], (kind, new)
+            assert not late or late[0].name == new[0].name
+
+
+@test()
+def test_the_command_line_cancels_a_job_whose_name_it_never_heard(c: Context):
+    came, asked, cancelled = threading.Event(), [], []
+
+    def compress(request, context):
+        asked.append(request.request_id)
+        if not came.is_set():
+            came.set()
+            wait_until(lambda: not context.is_active())
+        return pb.Operation(name=f"operations/of-{request.request_id}")
+
+    def cancel(request, context):
+        cancelled.append(request.name)
+        return pb.Empty()
+
+    functions = {"FindMissingBlobs": lambda *_: pb.FindMissingBlobsResponse(), "CompressModel": compress, "CancelOperation": cancel}
+    with FakeServer(functions) as server:
+        process = subprocess.Popen([c.ovpress, "compress", MODEL, "-o", c.work / "o.xml", "--mode=int8_sym", f"--server=127.0.0.1:{server.port}"], stderr=subprocess.PIPE, text=True)
+        assert came.wait(20)
+        process.send_signal(signal.SIGINT)
+        _, errors_shown = process.communicate(timeout=20)
+        assert process.returncode == 130 and "was cancelled" in errors_shown, (process.returncode, errors_shown)
+    assert len(asked) == 2 and asked[0] == asked[1] and cancelled == [f"operations/of-{asked[0]}"], (asked, cancelled)
+    assert files_in(c.work) == []
 
 
 @test()

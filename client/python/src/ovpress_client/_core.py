@@ -279,8 +279,14 @@ class Core:
     # --- jobs ---
 
     async def _start(
-        self, model: Path, options: Mapping[str, Any], report: Callable[[str, int, int], None], request_id: str
+        self,
+        model: Path,
+        options: Mapping[str, Any],
+        report: Callable[[str, int, int], None],
+        request_id: str,
+        sent: Optional[List[pb.CompressModelRequest]] = None,
     ) -> Job:
+        """Uploads and submits. `sent` gets the request before the server can."""
         request = request_to_proto(options)
         if is_address(model):
             weights = options.get("weights")
@@ -290,6 +296,8 @@ class Core:
             blobs = await self.upload([xml, weights], report, request.request_id, request.options)
             request.model.CopyFrom(pb.ModelBlobs(xml=blob_to_proto(blobs[0]), bin=blob_to_proto(blobs[1])))
         request.request_id = request_id  # with an id a repeated call is the same job
+        if sent is not None:
+            sent.append(request)
         return job_from_proto(await self._unary(_COMPRESSION + "CompressModel", request, pb.Operation))
 
     async def submit(self, model: Path, options: Mapping[str, Any], progress: Optional[Progress]) -> Job:
@@ -319,24 +327,22 @@ class Core:
         request = pb.DeleteOperationRequest(name=_operation_name(job))
         await self._unary(_OPERATIONS + "DeleteOperation", request, pb.Empty)
 
-    async def _cancel_for_good(self, name: str, request_id: str) -> None:
+    async def _cancel_for_good(self, name: str, sent: List[pb.CompressModelRequest]) -> None:
         """One try, for a caller that wants to leave. Without a name the
-        interrupt may have hit CompressModel, which the server took or not."""
+        interrupt hit CompressModel, which the server took, takes in this
+        moment, or never saw; a list of its jobs may come too early to tell. The
+        request once more does: the same request_id is the same job."""
         try:
             if not name:
-                listing = pb.ListOperationsRequest(page_size=50)
-                page = await self._transport.unary(
-                    _OPERATIONS + "ListOperations", listing, pb.ListOperationsResponse, _CANCEL_TIMEOUT
+                operation = await self._transport.unary(
+                    _COMPRESSION + "CompressModel", sent[0], pb.Operation, _CANCEL_TIMEOUT
                 )
-                jobs = [job_from_proto(operation) for operation in page.operations]
-                name = next((job.name for job in jobs if job.request_id == request_id and not job.done), "")
-                if not name:
-                    return
+                name = operation.name
             request = pb.CancelOperationRequest(name=name)
             await self._transport.unary(_OPERATIONS + "CancelOperation", request, pb.Empty, _CANCEL_TIMEOUT)
             logger.info("%s was cancelled", name)
         except OvpressError as error:
-            logger.warning("%s may go on: %s", name or "the job", error.message)
+            logger.warning("%s may go on: %s", name or f"the job of request_id {sent[0].request_id}", error.message)
 
     async def _watch(self, name: str, report: Callable[[str, int, int], None]) -> Job:
         last: List[Job] = []
@@ -427,8 +433,9 @@ class Core:
         report = _Reporter(progress)
         request_id = options.get("request_id") or str(uuid.uuid4())
         name, running = "", False
+        sent: List[pb.CompressModelRequest] = []
         try:
-            job = await self._start(model, options, report, request_id)
+            job = await self._start(model, options, report, request_id, sent)
             name, running = job.name, not job.done
             if running:
                 job = await self._watch(name, report)
@@ -442,8 +449,8 @@ class Core:
             # function that raised. A local failure such as a full disk leaves
             # the job, and its result, to be fetched later.
             stopped = report.raised or not isinstance(error, Exception)
-            if stopped and not detach and (running or not name):
-                await self._cancel_for_good(name, request_id)
+            if stopped and not detach and (running or (sent and not name)):
+                await self._cancel_for_good(name, sent)
             raise
 
     # --- the server ---
