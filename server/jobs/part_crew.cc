@@ -37,6 +37,8 @@ struct Waited {
   JobHold job;
   Mutex mutex;
   std::function<void(uint64_t)> progress ABSL_GUARDED_BY(mutex);
+  // A part that was given back begins anew; what was told stays.
+  uint64_t told_bytes ABSL_GUARDED_BY(mutex) = 0;
 };
 
 class Crew final : public PartCrew {
@@ -156,7 +158,9 @@ void Crew::Upkeep() {
     for (const auto& one : waited) {
       const auto look = options_.parts->LookAt(one->job);
       MutexLock telling(&one->mutex);
-      if (look.ok() && one->progress) one->progress(look->done_bytes);
+      if (!look.ok() || !one->progress) continue;
+      one->told_bytes = std::max(one->told_bytes, look->done_bytes);
+      one->progress(one->told_bytes);
     }
     mutex_.Lock();
   }
@@ -296,6 +300,7 @@ class Board final : public PartBoard {
   void Tell(std::function<void(uint64_t)> progress) {
     MutexLock lock(&waited_->mutex);
     waited_->progress = std::move(progress);
+    waited_->told_bytes = 0;
   }
 
   absl::StatusOr<std::vector<std::string>> Finish(const PartRound& round) {

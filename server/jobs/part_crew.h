@@ -36,8 +36,9 @@ struct PartCrewOptions {
   uint64_t part_bytes = 0;  // of a part's input, at least
 };
 
-// Thread-safe. One thread of its own prolongs the leases of all parts that this
-// server works on, each second.
+// Thread-safe, but for Help(), which one thread at a time may call. One thread
+// of its own prolongs the leases of all parts that this server works on, each
+// second.
 class PartCrew {
  public:
   static std::unique_ptr<PartCrew> Create(PartCrewOptions options);

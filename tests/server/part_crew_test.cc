@@ -86,6 +86,7 @@ class MemoryParts final : public PartStore {
     Part* const part = Find(held);
     if (part == nullptr) return absl::AbortedError("lost");
     part->state = 1;
+    part->done = 0;
     if (!counts) --part->attempt;
     return absl::OkStatus();
   }
@@ -312,17 +313,27 @@ TEST_F(PartCrewTest, AStopEndsTheRunAndAShutdownGivesHelpBack) {
   auto helper = Start("x");
   helper->runner.hold = true;
   parts_.holder_waits = true;
+  std::atomic<uint64_t> seen{0};
+  std::atomic<int> told{0};
   std::thread run([&] {
     const auto board = holder->crew->MakeBoard(job_, context_);
-    EXPECT_THAT(board->Run(Round(2), [](uint64_t) {}),
+    EXPECT_THAT(board->Run(Round(2),
+                           [&](uint64_t bytes) {
+                             EXPECT_GE(bytes, seen) << "it went back";
+                             seen = bytes;
+                             ++told;
+                           }),
                 StatusIs(StatusCode::kCancelled, _));
   });
   ASSERT_TRUE(Until([&] { return helper->Help(); }));
-  ASSERT_TRUE(Until([&] { return helper->runner.begun == 1; }));
+  ASSERT_TRUE(Until([&] { return seen == 3; }));
   helper->crew->StopHelping();
   ASSERT_TRUE(Until([&] { return helper->memory == 0; }));
   EXPECT_EQ(parts_.attempts(0), 0) << "a shutdown is no failure";
   EXPECT_FALSE(helper->Help()) << "no more help";
+  const int before = told;
+  ASSERT_TRUE(Until([&] { return told > before + 1; }));
+  EXPECT_EQ(seen, 3u);
   stop_ = true;
   run.join();
 }
@@ -342,6 +353,7 @@ TEST_F(PartCrewTest, AStolenPartIsGivenUp) {
   // The next renewal tells.
   ASSERT_TRUE(Until([&] { return helper->memory == 0; }));
   EXPECT_EQ(helper->runner.done, 0);
+  EXPECT_EQ(parts_.attempts(0), 1);
   stop_ = true;
   run.join();
 }
