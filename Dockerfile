@@ -54,6 +54,6 @@ VOLUME /data
 EXPOSE 8470 8471
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s \
-  CMD ["/usr/bin/ovpress", "health", "--server", "127.0.0.1:8470", "--retry-seconds", "0"]
+  CMD ["/usr/bin/ovpress-server", "health", "--data-dir=/data"]
 ENTRYPOINT ["/usr/bin/ovpress-server", "--data-dir=/data"]
 CMD ["--listen=0.0.0.0:8470", "--insecure-listen", "--metrics=0.0.0.0:8471", "--log-format=json"]

@@ -22,6 +22,7 @@
 #include "server/access_flags.h"
 #include "server/blob_store_flags.h"
 #include "server/cluster_flags.h"
+#include "server/health_command.h"
 #include "server/jobs/compression_runner.h"
 #include "server/jobs/fair_executor.h"
 #include "server/jobs/job_manager.h"
@@ -334,6 +335,12 @@ absl::Status Serve(const ServerFlags& flags) {
             }}}));
   spdlog::info("ovpress {} serves gRPC on {} (port {}), metrics on port {}",
                std::string(EngineVersion()), flags.listen, port, pages->port());
+  if (const absl::Status left =
+          LeaveHealthAddress(flags.data_dir, flags.metrics, pages->port());
+      !left.ok()) {
+    spdlog::warn("`ovpress-server health` will not find this server: {}",
+                 std::string(left.message()));
+  }
   if (!flags.port_file.empty()) {
     // Renamed into place: who sees it sees all of it.
     const std::string temporary = flags.port_file + ".tmp";
@@ -375,9 +382,11 @@ int Main(int argc, char** argv) {
   RegisterFlags(&app, &flags);
   int exit_code = 0;
   const CLI::App* const token = RegisterTokenCommand(&app, &exit_code);
+  const CLI::App* const health = RegisterHealthCommand(&app);
   RegisterUsageFlags(&app);
   CLI11_PARSE(app, argc, argv);
   if (token->parsed()) return exit_code;
+  if (health->parsed()) return RunHealthCommand(flags.data_dir);
   SetUpLog(flags.log_format == "json");
   RouteGrpcLog();
   const absl::Status status = Serve(flags);

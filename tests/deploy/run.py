@@ -14,6 +14,7 @@ line is "N passed, N failed"."""
 from __future__ import annotations
 
 import argparse
+import base64
 import functools
 import json
 import math
@@ -332,6 +333,34 @@ def test_config_files_are_accepted(c: Context):
     assert run(c.server, f"--config={path}", f"--data-dir={c.work / 'wrong'}").returncode != 0
 
 
+def test_the_package_shows_how_to_let_only_some_in(c: Context):
+    """Each example that stands behind a # is one that the server takes, and all of
+    them together are a server that wants to know who calls."""
+    text = (DEPLOY / "debian/server.conf").read_text()
+    examples = re.findall(r"(?m)^#([a-z0-9-]+)=", text)
+    help_text = run(c.server, "--help").stdout
+    access = set(re.findall(r"--([a-z0-9-]+)", " ".join(line.split()[0] for line in help_text.split("\nAccess:")[1].split("\n\n")[0].splitlines() if line.strip().startswith("--"))))
+    assert len(access) > 15 and access - set(examples) == {"insecure-listen"}, access - set(examples)
+    assert {f"--{name}" for name in examples} <= c.server_flags, examples
+    with Server(c, f"--config={DEPLOY / 'debian/server.conf'}") as server:
+        assert "plain text; everybody may call" in server.log.read_text()
+    folder = secrets(c)
+    shutil.copy(folder / "tls.crt", folder / "clients.pem")
+    shutil.copy(KUBERNETES / "overlays/prod-secured/quotas.json", folder)
+    point = run("openssl", "ec", "-in", folder / "tls.key", "-pubout", "-outform", "DER", "-out", folder / "key.der")
+    assert point.returncode == 0, point.stderr
+    x, y = ((folder / "key.der").read_bytes()[a:b] for a, b in ((-64, -32), (-32, None)))
+    b64 = lambda data: base64.urlsafe_b64encode(data).decode().rstrip("=")
+    (folder / "jwks.json").write_text(json.dumps({"keys": [{"kty": "EC", "crv": "P-256", "kid": "a", "x": b64(x), "y": b64(y)}]}))
+    live = re.sub(r"(?m)^#(?=[a-z0-9-]+=)", "", text).replace("listen=127.0.0.1:8470\n", "")
+    path = c.work / "packaged.conf"
+    path.write_text(live.replace("=/etc/ovpress/", f"={folder}/"))
+    with Server(c, f"--config={path}") as server:
+        said = server.log.read_text()
+        for part in ("client certificates: request", "callers must say who they are", "token", "JWT", "certificate"):
+            assert part in said, (part, said)
+
+
 def secrets(c: Context) -> pathlib.Path:
     """A folder with what the Secrets of prod-secured hold."""
     folder = c.work / "secrets"
@@ -600,15 +629,24 @@ def test_image_commands_exist(c: Context):
     assert given <= c.server_flags, given - c.server_flags
     listen = dict(a.split("=") for a in arguments if "=" in a)
     assert {listen["--listen"].rsplit(":", 1)[1], listen["--metrics"].rsplit(":", 1)[1]} == set(instructions["EXPOSE"][0].split())
-    # The health check's own words against a real server: 0 while it runs, 1 after.
+    # The health check's own words against a real server: 0 while it runs, 1 before and after.
     words = json.loads(re.search(r"CMD +(\[.*\])", instructions["HEALTHCHECK"][-1])[1])
-    assert words[0] == "/usr/bin/ovpress" and f"127.0.0.1:{listen['--listen'].rsplit(':', 1)[1]}" in words
-    with Server(c) as server:
-        command = [c.ovpress, *[server.address if w.startswith("127.0.0.1:") else w for w in words[1:]]]
-        answer = run(*command)
-        assert answer.returncode == 0, answer.stderr
-        assert server.stop() == 0
-        assert run(*command).returncode == 1
+    assert words[0] == "/usr/bin/ovpress-server" and next(a for a in entry if a.startswith("--data-dir=")) in words
+    secured = [f"--tls-cert={secrets(c) / 'tls.crt'}", f"--tls-key={secrets(c) / 'tls.key'}", f"--token-file={secrets(c) / 'tokens.json'}"]
+    for access in ([], secured, [*secured, f"--tls-client-ca={secrets(c) / 'tls.crt'}"]):
+        with Server(c, *access) as server:
+            command = [c.server, *[w.replace("=/data", f"={server.folder / 'data'}") for w in words[1:]]]
+            for environment in ({}, {"http_proxy": "http://127.0.0.1:1"}):
+                answer = run(*command, env={**os.environ, **environment})
+                assert answer.returncode == 0 and answer.stdout == "ready\n", (access, answer.stderr)
+            assert server.stop() == 0
+            answer = run(*command)
+            assert answer.returncode == 1 and "/readyz" in answer.stderr and answer.stderr.count("\n") == 1, answer.stderr
+    answer = run(c.server, "health", f"--data-dir={c.work / 'none'}")
+    assert answer.returncode == 1 and "no server has been ready" in answer.stderr and answer.stderr.count("\n") == 1, answer.stderr
+    config = c.work / "health.conf"
+    config.write_text(f"data-dir={c.work / 'none'}\n")
+    assert str(c.work / "none") in run(c.server, "health", f"--config={config}").stderr, "the server's own configuration will do"
     stages = [line for line in instructions["FROM"]]
     assert stages[-1] == "scratch" and "RUN" not in (ROOT / "Dockerfile").read_text().split("FROM scratch")[1], "the image has no shell to run anything"
     for name in ("title", "description", "licenses", "version", "revision", "created", "base.name", "base.digest"):
