@@ -181,8 +181,9 @@ def _scopes(path: pathlib.Path) -> list[dict]:
 
 
 class Catalogue:
-    def __init__(self, root: pathlib.Path, model_dir: pathlib.Path, level: str, groups: set[str]):
+    def __init__(self, root: pathlib.Path, model_dir: pathlib.Path, level: str, groups: set[str], first_seed: int = 0):
         self._root, self._dir, self._level, self._groups = root, model_dir, level, groups
+        self._first_seed = first_seed  # of the group random
         self.list = CaseList()
         self._seen: set[str] = set()
 
@@ -273,14 +274,14 @@ class Catalogue:
             O("nvfp4", fallback="ignore", ratio=0.5),
         ]
         graphs = RANDOM_GRAPHS // QUICK_PART["random"] if self._level == "quick" else RANDOM_GRAPHS
-        for seed in range(graphs):
+        for seed in range(self._first_seed, self._first_seed + graphs):
             path = generator.save(seed, self._dir)
             for i in range(4):
                 self._add("random", path.stem, path, pool[_checksum(f"{seed}/{i}") % len(pool)])
 
         part = 5 if self._level == "quick" else 1
         for kind, count, options in ((wild.Wild, WILD_GRAPHS, wild.options), (wild.Chain, CHAINS, wild.awq_options)):
-            for seed in range(count // part):
+            for seed in range(self._first_seed, self._first_seed + count // part):
                 path = wild.save(kind, seed, self._dir)
                 for i in range(WILD_SETS):
                     self._add("random", path.stem, path, options(seed, i))

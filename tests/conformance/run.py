@@ -246,6 +246,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--server", help="HOST:PORT; every case runs through `ovpress compress --server`")
     parser.add_argument("--level", choices=("quick", "full"), default="quick")
     parser.add_argument("--groups", default=",".join(cases.GROUPS), help="of " + ", ".join(cases.GROUPS))
+    parser.add_argument("--first-seed", type=int, default=0, metavar="N", help="the group random takes seeds from N on: other graphs than in the daily run")
     parser.add_argument("--filter", default="", help="regular expression, searched in group/model/options")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--keep-failures", type=pathlib.Path, metavar="DIR")
@@ -302,7 +303,7 @@ def main() -> int:
         model_dir = work / "models"
         model_dir.mkdir()
         with quiet_stdout():
-            catalogue = cases.Catalogue(ROOT, model_dir, arguments.level, set(arguments.groups.split(","))).build()
+            catalogue = cases.Catalogue(ROOT, model_dir, arguments.level, set(arguments.groups.split(",")), arguments.first_seed).build()
         for text in catalogue.missing:
             print(f"left out: {text}")
         chosen = [case for case in catalogue.cases if re.search(arguments.filter, case.name)]
