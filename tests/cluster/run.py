@@ -135,8 +135,8 @@ class Context(harness.Context):
     def cluster(self, *args, **kwargs) -> Cluster:
         return Cluster(self, *args, **kwargs)
 
-    def model(self):
-        path, xml, data = self.large_model_files()
+    def model(self, count: int = 64):
+        path, xml, data = self.large_model_files(count)
         table = self.work / "codebook.json"
         table.write_text(CODEBOOK)
         return xml, data, hashlib.sha256(self.local(path, "--mode=codebook", f"--codebook={table}", "--group-size=64")[1]).hexdigest()
@@ -443,12 +443,10 @@ def test_a_cancelled_shared_job_stops_everywhere(c: Context):
         assert client.metadata(ended).attempt == 1 and client.result(ended)
 
 
-def test_chaos(c: Context):
+def chaos(c: Context, xml: bytes, data: bytes, options: dict, digest: str, flags=(), pause: float = 0.3):
     """Jobs and uploads all the time, while something is killed, frozen or restarted every second or two."""
-    xml, data = c.xml, c.bin
     chance = random.Random(c.seed)
-    digest = hashlib.sha256(c.local(harness.MODEL, "--mode=int4_sym", "--group-size=32")[1]).hexdigest()
-    with c.cluster() as replicas:
+    with c.cluster(flags=flags) as replicas:
         model = replicas[0].client().upload_model(xml, data)
         stop = threading.Event()
         jobs, blobs, refused = {}, [], [0]
@@ -465,7 +463,7 @@ def test_chaos(c: Context):
                     client = choice.choice(replicas).client()
                     try:
                         jobs[request] = client.compression.CompressModel(
-                            client.pb.CompressModelRequest(model=model, request_id=request, ignore_result_cache=True, options=client.pb.CompressionOptions(mode="int4_sym", group_size=32)), timeout=5
+                            client.pb.CompressModelRequest(model=model, request_id=request, ignore_result_cache=True, options=client.pb.CompressionOptions(**options)), timeout=5
                         ).name
                         if number % 4 == 0:
                             client.write(client.upload_name(blob), blob)
@@ -476,7 +474,7 @@ def test_chaos(c: Context):
                         time.sleep(0.1)
                     finally:
                         client.channel.close()
-                time.sleep(0.3)
+                time.sleep(pause)
 
         threads = [threading.Thread(target=work, args=(i,)) for i in range(3)]
         for thread in threads:
@@ -524,7 +522,18 @@ def test_chaos(c: Context):
             if not token:
                 break
         assert listed >= set(jobs.values()) and len(set(jobs.values())) == len(jobs)
-        print(f"     chaos: {len(jobs)} jobs, {len(blobs)} uploads, {refused[0]} calls refused, {len(done)} blows: {' '.join(done)}")
+        parts = sum(parts_done(r) for r in replicas)
+        print(f"     chaos: {len(jobs)} jobs, {parts:.0f} parts since the last starts, {len(blobs)} uploads, {refused[0]} calls refused, {len(done)} blows: {' '.join(done)}")
+
+
+def test_chaos(c: Context):
+    options = {"mode": "int4_sym", "group_size": 32}
+    chaos(c, c.xml, c.bin, options, hashlib.sha256(c.local(harness.MODEL, "--mode=int4_sym", "--group-size=32")[1]).hexdigest())
+
+
+def test_chaos_of_shared_jobs(c: Context):
+    xml, data, digest = c.model(count=24)
+    chaos(c, xml, data, OPTIONS, digest, flags=["--share-jobs-above=8MiB"], pause=3)
 
 
 def service_tests(c: Context):

@@ -210,19 +210,19 @@ class Context:
         subprocess.run([self.ovpress, "compress", xml, "-o", out, "--quiet", *flags], check=True)
         return out.read_bytes(), out.with_suffix(".bin").read_bytes()
 
-    def large_model_files(self) -> tuple[pathlib.Path, bytes, bytes]:
-        xml, data = self.large_model()
+    def large_model_files(self, count: int = 64) -> tuple[pathlib.Path, bytes, bytes]:
+        xml, data = self.large_model(count)
         path = self.work / "chain.xml"
         path.write_bytes(xml)
         path.with_suffix(".bin").write_bytes(data)
         return path, xml, data
 
-    def large_model(self) -> tuple[bytes, bytes]:
-        """256 MB of weights in 64 constants, behind MatMuls in a chain."""
+    def large_model(self, count: int = 64) -> tuple[bytes, bytes]:
+        """Constants of 4 MiB, 256 MiB of weights with 64, behind MatMuls in a chain."""
         rows = 1024
         layers, edges = [], []
         layers.append(f'<layer id="0" name="x" type="Parameter" version="opset1"><data shape="1,{rows}" element_type="f32"/><output><port id="0" precision="FP32" names="x"><dim>1</dim><dim>{rows}</dim></port></output></layer>')
-        last, count = 0, 64
+        last = 0
         for i in range(count):
             weight, matmul = 2 * i + 1, 2 * i + 2
             layers.append(f'<layer id="{weight}" name="w{i}" type="Const" version="opset1"><data element_type="f32" shape="{rows}, {rows}" offset="{i * rows * rows * 4}" size="{rows * rows * 4}"/><output><port id="0" precision="FP32"><dim>{rows}</dim><dim>{rows}</dim></port></output></layer>')
