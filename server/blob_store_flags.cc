@@ -48,6 +48,12 @@ absl::StatusOr<Blobs> OpenS3(const BlobStoreFlags& flags,
     }
     OVPRESS_ASSIGN_OR_RETURN(blobs.pool, PgPool::Create({.conninfo = address}));
     pool = blobs.pool.get();
+    blobs.warning = absl::StrCat(
+        "the queue is in SQLite, so this must be the only server on ",
+        flags.blob_store,
+        ": others know nothing of its jobs and may remove their models and "
+        "results; for several servers give all of them --job-store "
+        "postgresql://...");
   }
   OVPRESS_ASSIGN_OR_RETURN(S3Location location, ParseS3Url(flags.blob_store));
   if (!location.key.empty() && !absl::EndsWith(location.key, "/")) {
@@ -190,6 +196,12 @@ absl::StatusOr<Blobs> OpenBlobs(const BlobStoreFlags& flags,
   if (!flags.allow_address.empty()) {
     return absl::InvalidArgumentError(
         "--allow-address needs --blob-store s3://...");
+  }
+  if (options.pool != nullptr) {
+    return absl::InvalidArgumentError(
+        "a queue in PostgreSQL needs --blob-store s3://...: other servers on "
+        "it cannot read this server's directory; with one server only, use "
+        "--job-store sqlite");
   }
   return OpenDirectory(
       flags.blob_store.empty() ? options.data_dir + "/store" : flags.blob_store,

@@ -43,6 +43,7 @@ struct Blobs {
   std::unique_ptr<BlobStore> store;
   S3BlobStore* shared = nullptr;  // `store`, if it is on S3
   std::string description;        // for the log
+  std::string warning;            // for the log; "": none
 
   // Prometheus text about requests and cache; "" for a directory.
   std::string MetricsText() const;
@@ -57,6 +58,8 @@ struct BlobsOptions {
   Observer* observer = nullptr;
   const QuotaSource* quotas = nullptr;
 };
+// kInvalidArgument for a directory with a shared queue (`pool`): jobs would go
+// to servers that do not have their models.
 absl::StatusOr<Blobs> OpenBlobs(const BlobStoreFlags& flags,
                                 const BlobsOptions& options);
 

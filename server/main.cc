@@ -266,6 +266,7 @@ absl::Status Serve(const ServerFlags& flags) {
                               .quotas = access->control()}));
   BlobStore* const blobs = blob_store.store.get();
   spdlog::info("store {}", blob_store.description);
+  if (!blob_store.warning.empty()) spdlog::warn("{}", blob_store.warning);
   const std::unique_ptr<FairExecutor> executor =
       FairExecutor::Create({.threads = flags.jobs.threads});
   const std::unique_ptr<JobRunner> runner = MakeCompressionRunner(flags.jobs);

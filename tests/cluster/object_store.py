@@ -174,6 +174,10 @@ class Context:
         return Server(self, self.folder / f"server{self.count}", "--blob-store=s3://store/blobs",
                       f"--s3-endpoint={self.seaweed.endpoint}", "--s3-path-style", *flags)
 
+    def local_server(self, name):
+        """Over the embedded stores: SQLite and a directory."""
+        return Server(self, self.folder / name, database="sqlite")
+
     def cli(self, *arguments, fails=False):
         answer = subprocess.run([self.build / "client/cli/ovpress", *map(str, arguments)], capture_output=True, text=True,
                                 timeout=300)
@@ -247,7 +251,7 @@ def test_models_by_address(c):
 
 
 def test_a_server_without_an_object_store_takes_no_address(c):
-    server = Server(c, c.folder / "plain")
+    server = c.local_server("plain")
     try:
         error = c.cli("compress", "s3://models/in/llama.xml", "-o", c.folder / "no.xml", "-q", "--server", server.address,
                       fails=True)
@@ -261,7 +265,9 @@ def test_wrong_flags_are_told(c):
                          (["--blob-store=s3://store/blobs", "--s3-endpoint=nowhere"], "must start with http"),
                          (["--blob-store=s3://store/blobs", f"--s3-endpoint={c.seaweed.endpoint}", "--s3-path-style",
                            "--allow-address=s3://store/"], "overlaps"),
-                         (["--allow-address=s3://models/"], "needs --blob-store")):
+                         (["--allow-address=s3://models/"], "needs --blob-store"),
+                         ([], "a queue in PostgreSQL needs --blob-store s3://"),
+                         ([f"--blob-store={c.folder}/shared"], "a queue in PostgreSQL needs --blob-store s3://")):
         try:
             c.count += 1
             Server(c, c.folder / f"wrong{c.count}", *flags).stop()
@@ -269,6 +275,18 @@ def test_wrong_flags_are_told(c):
             assert words in str(error), error
         else:
             raise AssertionError(f"{flags} were taken")
+
+
+def test_an_object_store_with_a_queue_of_one_server_is_warned_of(c):
+    alone = c.s3_server("--job-store=sqlite")
+    try:
+        c.cli("compress", MODEL, "-o", c.folder / "alone.xml", "-q", "--server", alone.address, "--mode", "int8_sym")
+        assert alone.log.read_text().count("must be the only server on s3://store/blobs") == 1
+    finally:
+        alone.stop()
+    several = c.s3_server()
+    several.stop()
+    assert "only server" not in several.log.read_text()
 
 
 def test_a_killed_server_leaves_nothing_for_ever(c):
@@ -298,7 +316,7 @@ def measure(c, megabytes):
         for kind in ("local", "s3"):
             shutil.rmtree(c.folder / f"{kind}{turn}", ignore_errors=True)
             if kind == "local":
-                server = Server(c, c.folder / f"{kind}{turn}")
+                server = c.local_server(f"{kind}{turn}")
             else:
                 server = Server(c, c.folder / f"{kind}{turn}", f"--blob-store=s3://store/measure{turn}",
                                 f"--s3-endpoint={c.seaweed.endpoint}", "--s3-path-style",
@@ -329,6 +347,7 @@ def main():
     parser.add_argument("--build", required=True)
     parser.add_argument("--measure", action="store_true")
     parser.add_argument("--megabytes", type=int, default=700)
+    parser.add_argument("names", nargs="*")
     arguments = parser.parse_args()
     folder = pathlib.Path(tempfile.mkdtemp(prefix="object_store_"))
     folder.chmod(0o755)
@@ -339,7 +358,7 @@ def main():
             measure(context, arguments.megabytes)
             return 0
         for name, test in list(globals().items()):
-            if not name.startswith("test_"):
+            if not name.startswith("test_") or (arguments.names and name not in arguments.names):
                 continue
             try:
                 test(context)
