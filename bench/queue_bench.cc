@@ -32,6 +32,9 @@ struct Settings {
   int owners = 20;
 };
 
+// Far, so that each insertion counts all of the line.
+constexpr JobStore::QueueLimits kLimits{.all = 1'000'000, .owner = 1'000'000};
+
 struct Server {
   std::unique_ptr<PgPool> pool;
   std::unique_ptr<JobStore> store;
@@ -127,7 +130,11 @@ absl::Status Work(const Settings& settings, const std::string& name,
     });
     if (!status.ok()) return status;
     status = timed(&times->submit_ms, [&] {
-      return store.Insert(NewJob(settings), absl::Hours(1)).status();
+      auto made = store.Insert(NewJob(settings), absl::Hours(1), kLimits);
+      if (made.ok() && made->full != JobStore::Full::kNo) {
+        return absl::InternalError("refused below the limit");
+      }
+      return made.status();
     });
     if (!status.ok()) return status;
   }

@@ -11,6 +11,7 @@
 #include "core/base/mutex.h"
 #include "core/base/status_macros.h"
 #include "server/cluster/postgres_part_store.h"
+#include "server/cluster/queue_places.h"
 #include "server/jobs/errors.h"
 #include "server/jobs/job_json.h"
 
@@ -204,6 +205,7 @@ class PostgresJobStore final : public JobStore {
 
   absl::Status Open() {
     OVPRESS_RETURN_IF_ERROR(PgMigrate(pool_, JobMigrations()));
+    OVPRESS_RETURN_IF_ERROR(PgMigrate(pool_, QueuePlaceMigrations()));
     OVPRESS_ASSIGN_OR_RETURN(
         listener_, PgListener::Create({.connection = pool_->options(),
                                        .channels = {kChannel},
@@ -226,44 +228,19 @@ class PostgresJobStore final : public JobStore {
     callback_ = std::move(callback);
   }
 
-  absl::StatusOr<Inserted> Insert(const JobRecord& job,
-                                  absl::Duration ttl) override {
-    const BlobColumns blobs = ColumnsOf(BlobsHeldBy(job));
-    const bool final = IsFinal(job.state);
+  absl::StatusOr<Inserted> Insert(const JobRecord& job, absl::Duration ttl,
+                                  const QueueLimits& limits) override {
+    const QueueLimits none;
+    const bool limited = !IsFinal(job.state) &&
+                         (limits.all != none.all || limits.owner != none.owner);
     // The job of the same request may be deleted between the two looks.
     for (int attempt = 0; attempt < 5; ++attempt) {
+      Full full = Full::kNo;
       OVPRESS_ASSIGN_OR_RETURN(
           std::optional<JobRecord> made,
-          FirstOf(pool_->Query(
-              Sql("WITH made AS ("
-                  " INSERT INTO jobs(id, owner, request_id, state, cache_key,"
-                  "  priority, memory, disk, labels, spec, ending, created,"
-                  "  started, finished, expires)"
-                  " SELECT $1, $2, $3, $4::smallint, $5, $6::integer, "
-                  "$7::bigint,"
-                  "  $8::bigint, $9::text[], $10, $11, n.now, CASE WHEN "
-                  "$12::boolean THEN n.now ELSE n.never END,"
-                  "  CASE WHEN $12::boolean THEN n.now ELSE n.never END,"
-                  "  CASE WHEN $12::boolean THEN n.now + $13::bigint"
-                  "   ELSE 9223372036854775807 END"
-                  " FROM (SELECT ovpress_now() AS now,"
-                  "        -9223372036854775808 AS never) n"
-                  " ON CONFLICT DO NOTHING RETURNING *),"
-                  "held AS (INSERT INTO job_blobs(seq, owner, sha256,"
-                  "  size_bytes) SELECT made.seq, made.owner, b.sha256, b.size"
-                  "  FROM made, unnest($14::text[], $15::bigint[])"
-                  "   AS b(sha256, size))"
-                  "SELECT ",
-                  kColumns, " FROM made AS jobs"),
-              {job.id, job.spec.owner, job.spec.request_id,
-               static_cast<int>(job.state), job.cache_key, job.spec.priority,
-               static_cast<int64_t>(job.memory_bytes),
-               static_cast<int64_t>(job.disk_bytes),
-               PgValue::Array(LabelTexts(job.spec.labels)),
-               SpecToJson(job.spec), final ? EndToJson(job) : std::string(),
-               final, PgMicros(ttl), PgValue::Array(blobs.digests),
-               PgValue::Array(blobs.sizes)},
-              PgPool::Repeat::kRepeatable)));
+          FirstOf(limited ? InsertLimited(job, ttl, limits, &full)
+                          : pool_->Query(InsertSql(), InsertValues(job, ttl),
+                                         PgPool::Repeat::kRepeatable)));
       if (made.has_value()) {
         Tell();
         return Inserted{.job = *std::move(made)};
@@ -280,9 +257,17 @@ class PostgresJobStore final : public JobStore {
       if (made.has_value()) {
         return Inserted{.job = *std::move(made), .existed = true};
       }
+      if (full != Full::kNo) return Inserted{.job = job, .full = full};
     }
     return PgHinted(absl::UnavailableError(
         "jobs with this request_id come and go; try again"));
+  }
+
+  absl::StatusOr<Full> FindPlace(const std::string& owner,
+                                 const QueueLimits& limits) override {
+    absl::StatusOr<Full> full = LookForQueuePlace(pool_, owner, limits);
+    OVPRESS_RETURN_IF_ERROR(PgHinted(full.status()));
+    return full;
   }
 
   absl::StatusOr<JobRecord> Get(absl::string_view id) override {
@@ -499,12 +484,14 @@ class PostgresJobStore final : public JobStore {
   }
 
   absl::Status Requeue(absl::string_view id, int64_t fencing_token) override {
-    const absl::StatusOr<PgRows> rows =
-        pool_->Query(Sql("UPDATE jobs SET attempt = attempt - 1,", kToQueue,
-                         " WHERE id = $1 AND token = $2 AND state = 2"),
-                     {id, fencing_token});
+    const absl::StatusOr<PgRows> rows = pool_->Query(
+        Sql("WITH back AS (UPDATE jobs SET attempt = attempt - 1,", kToQueue,
+            " WHERE id = $1 AND token = $2 AND state = 2"
+            " RETURNING owner),",
+            kQueuePlacesOfBack, "SELECT FROM back"),
+        {id, fencing_token});
     OVPRESS_RETURN_IF_ERROR(PgHinted(rows.status()));
-    if (rows->affected() == 0) {
+    if (rows->empty()) {
       OVPRESS_RETURN_IF_ERROR(Get(id).status());
       return NotHeld(id, fencing_token);
     }
@@ -517,8 +504,10 @@ class PostgresJobStore final : public JobStore {
     OVPRESS_ASSIGN_OR_RETURN(
         std::vector<JobRecord> jobs,
         RecordsOf(pool_->Query(
-            Sql("UPDATE jobs SET", kToQueue,
-                " WHERE state = 2 AND server_id = $1 RETURNING ", kColumns),
+            Sql("WITH back AS (UPDATE jobs SET", kToQueue,
+                " WHERE state = 2 AND server_id = $1 RETURNING *),",
+                kQueuePlacesOfBack,
+                absl::StrCat("SELECT ", kColumns, " FROM back AS jobs")),
             {server_id})));
     if (!jobs.empty()) Tell();
     return jobs;
@@ -584,6 +573,7 @@ class PostgresJobStore final : public JobStore {
   }
 
   absl::StatusOr<std::vector<JobRecord>> DeleteExpired(int limit) override {
+    SweepQueuePlaces(pool_);
     // Several servers sweep at the same time: each takes what no other does.
     return RecordsOf(pool_->Query(
         Sql("DELETE FROM jobs WHERE seq IN (SELECT seq FROM jobs"
@@ -627,6 +617,71 @@ class PostgresJobStore final : public JobStore {
   absl::StatusOr<PgRows> Select(absl::string_view where,
                                 const PgValues& values) {
     return pool_->Read(Sql("SELECT ", kColumns, " FROM jobs ", where), values);
+  }
+
+  // One row if the job was inserted: the job.
+  static std::string InsertSql() {
+    return Sql(
+        "WITH made AS ("
+        " INSERT INTO jobs(id, owner, request_id, state, cache_key,"
+        "  priority, memory, disk, labels, spec, ending, created,"
+        "  started, finished, expires)"
+        " SELECT $1, $2, $3, $4::smallint, $5, $6::integer, $7::bigint,"
+        "  $8::bigint, $9::text[], $10, $11, n.now,"
+        "  CASE WHEN $12::boolean THEN n.now ELSE n.never END,"
+        "  CASE WHEN $12::boolean THEN n.now ELSE n.never END,"
+        "  CASE WHEN $12::boolean THEN n.now + $13::bigint"
+        "   ELSE 9223372036854775807 END"
+        " FROM (SELECT ovpress_now() AS now,"
+        "        -9223372036854775808 AS never) n"
+        " ON CONFLICT DO NOTHING RETURNING *),"
+        "held AS (INSERT INTO job_blobs(seq, owner, sha256, size_bytes)"
+        " SELECT made.seq, made.owner, b.sha256, b.size"
+        "  FROM made, unnest($14::text[], $15::bigint[]) AS b(sha256, size))"
+        "SELECT ",
+        kColumns, " FROM made AS jobs");
+  }
+  static PgValues InsertValues(const JobRecord& job, absl::Duration ttl) {
+    const BlobColumns blobs = ColumnsOf(BlobsHeldBy(job));
+    const bool final = IsFinal(job.state);
+    return {job.id,
+            job.spec.owner,
+            job.spec.request_id,
+            static_cast<int>(job.state),
+            job.cache_key,
+            job.spec.priority,
+            static_cast<int64_t>(job.memory_bytes),
+            static_cast<int64_t>(job.disk_bytes),
+            PgValue::Array(LabelTexts(job.spec.labels)),
+            SpecToJson(job.spec),
+            final ? EndToJson(job) : std::string(),
+            final,
+            PgMicros(ttl),
+            PgValue::Array(blobs.digests),
+            PgValue::Array(blobs.sizes)};
+  }
+  // No row: it exists, there is no place for it (`full`), or it is not known
+  // whether it was stored, which its id tells.
+  absl::StatusOr<PgRows> InsertLimited(const JobRecord& job, absl::Duration ttl,
+                                       const QueueLimits& limits, Full* full) {
+    PgRows rows;
+    bool refused = false;
+    const absl::Status status =
+        pool_->Transaction([&](PgSession& session) -> absl::Status {
+          refused = false;
+          OVPRESS_ASSIGN_OR_RETURN(
+              *full, TakeQueuePlace(session, job.spec.owner, limits));
+          if (*full == Full::kNo) {
+            OVPRESS_ASSIGN_OR_RETURN(
+                rows, session.Query(InsertSql(), InsertValues(job, ttl)));
+            if (!rows.empty()) return absl::OkStatus();
+          }
+          refused = true;
+          return absl::AbortedError("gives the place back");
+        });
+    if (refused || PgOutcomeUnknown(status)) return PgRows();
+    OVPRESS_RETURN_IF_ERROR(status);
+    return rows;
   }
 
   // Ends the jobs of `where`, which may use $1, the id, and $7; the blobs that

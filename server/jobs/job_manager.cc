@@ -358,6 +358,8 @@ class Manager final : public JobManager {
   absl::StatusOr<JobView> View(JobRecord job);
   absl::StatusOr<JobView> View(JobRecord job, Positions* positions);
   absl::Status CheckSpec(const JobSpec& spec) const;
+  absl::Status QueueFull(JobStore::Full where, const std::string& owner,
+                         const JobStore::QueueLimits& line) const;
   absl::StatusOr<JobView> SubmitChecked(const JobSpec& spec,
                                         bool validate_only);
 
@@ -438,8 +440,7 @@ class Manager final : public JobManager {
   std::thread service_;
   // Of the service thread alone.
   std::chrono::steady_clock::time_point looked_;
-  Mutex ticking_;    // one Tick at a time
-  Mutex admitting_;  // one job at a time, once its estimate is known
+  Mutex ticking_;  // one Tick at a time
   absl::Time last_sweep_ ABSL_GUARDED_BY(ticking_) = absl::InfinitePast();
 
   Mutex mutex_;
@@ -536,6 +537,18 @@ absl::Status Manager::CheckSpec(const JobSpec& spec) const {
   return absl::OkStatus();
 }
 
+absl::Status Manager::QueueFull(JobStore::Full where, const std::string& owner,
+                                const JobStore::QueueLimits& line) const {
+  const bool all = where == JobStore::Full::kAll;
+  const uint64_t limit = static_cast<uint64_t>(all ? line.all : line.owner);
+  return LimitError("the queue is full",
+                    {.limit = all ? "max_queued" : "max_queued_per_owner",
+                     .subject = all ? "server" : absl::StrCat("client:", owner),
+                     .limit_value = limit,
+                     .requested = limit + 1,
+                     .retry_after = limits_.default_retry_after});
+}
+
 absl::StatusOr<JobView> Manager::SubmitChecked(const JobSpec& spec,
                                                bool validate_only) {
   {
@@ -583,9 +596,10 @@ absl::StatusOr<JobView> Manager::SubmitChecked(const JobSpec& spec,
     }
   }
   std::unique_ptr<SpaceReservation> space;
-  // From the count of queued jobs to the insertion of one more, so that calls
-  // at the same time cannot pass the limit together.
-  std::optional<MutexLock> admitting;
+  const JobStore::QueueLimits line{
+      .all = limits_.max_queued,
+      .owner = QuotaOf(spec.owner)
+                   .max_queued.value_or(limits_.max_queued_per_owner)};
   if (job.state == JobState::kQueued) {
     OVPRESS_ASSIGN_OR_RETURN(const JobEstimate estimate,
                              options_.runner->Estimate(options_.blobs, spec));
@@ -598,25 +612,10 @@ absl::StatusOr<JobView> Manager::SubmitChecked(const JobSpec& spec,
                          .limit_value = limits_.total_memory_bytes,
                          .requested = job.memory_bytes});
     }
-    admitting.emplace(&admitting_);
-    OVPRESS_ASSIGN_OR_RETURN(const JobStore::Counts all,
-                             options_.jobs->Count(std::nullopt));
-    OVPRESS_ASSIGN_OR_RETURN(const JobStore::Counts own,
-                             options_.jobs->Count(spec.owner));
-    const bool full = all.queued >= limits_.max_queued;
-    const int own_most =
-        QuotaOf(spec.owner).max_queued.value_or(limits_.max_queued_per_owner);
-    if (full || own.queued >= own_most) {
-      return LimitError(
-          "the queue is full",
-          {.limit = full ? "max_queued" : "max_queued_per_owner",
-           .subject = full ? "server" : absl::StrCat("client:", spec.owner),
-           .limit_value =
-               static_cast<uint64_t>(full ? limits_.max_queued : own_most),
-           .requested =
-               static_cast<uint64_t>(full ? all.queued : own.queued) + 1,
-           .retry_after = limits_.default_retry_after});
-    }
+    // Before space is made for it; Insert() looks once more.
+    OVPRESS_ASSIGN_OR_RETURN(const JobStore::Full full,
+                             options_.jobs->FindPlace(spec.owner, line));
+    if (full != JobStore::Full::kNo) return QueueFull(full, spec.owner, line);
     OVPRESS_ASSIGN_OR_RETURN(
         space, options_.blobs->Reserve(spec.owner, job.disk_bytes));
   }
@@ -632,13 +631,14 @@ absl::StatusOr<JobView> Manager::SubmitChecked(const JobSpec& spec,
     if (space != nullptr) spaces_[job.id] = std::move(space);
   }
   absl::StatusOr<JobStore::Inserted> inserted =
-      options_.jobs->Insert(job, Ttl(spec));
-  if (!inserted.ok() || inserted->existed) {
+      options_.jobs->Insert(job, Ttl(spec), line);
+  if (!inserted.ok() || inserted->existed ||
+      inserted->full != JobStore::Full::kNo) {
     Release(job.id);
     OVPRESS_RETURN_IF_ERROR(inserted.status());
-    return replay(std::move(inserted->job));
+    if (inserted->existed) return replay(std::move(inserted->job));
+    return QueueFull(inserted->full, spec.owner, line);
   }
-  admitting.reset();
   job = std::move(inserted->job);
   if (options_.observer) {
     options_.observer->OnJobSubmitted(job);

@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <limits>
 #include <map>
 #include <optional>
 #include <string>
@@ -66,13 +67,30 @@ class JobStore {
   // Inserts `job`: id set, state kQueued or, from the result cache, kSucceeded
   // and kept for `ttl`. If its owner used its request_id before, nothing is
   // inserted and the stored job comes back with `existed`; the caller compares
-  // the arguments.
+  // the arguments. Else, if it is kQueued and as many wait as may, nothing is
+  // inserted either and `full` says where: however many servers insert at the
+  // same moment, the last one finds a place. (Jobs that are handed back wait,
+  // too, and may be more.)
+  struct QueueLimits {
+    int all = std::numeric_limits<int>::max();
+    int owner = std::numeric_limits<int>::max();  // of the job's owner
+  };
+  enum class Full { kNo, kAll, kOwner };
   struct Inserted {
     JobRecord job;
     bool existed = false;
+    Full full = Full::kNo;
   };
   virtual absl::StatusOr<Inserted> Insert(const JobRecord& job,
-                                          absl::Duration ttl) = 0;
+                                          absl::Duration ttl,
+                                          const QueueLimits& limits) = 0;
+  absl::StatusOr<Inserted> Insert(const JobRecord& job, absl::Duration ttl) {
+    return Insert(job, ttl, {});
+  }
+
+  // Whether a job of `owner` would find a place now.
+  virtual absl::StatusOr<Full> FindPlace(const std::string& owner,
+                                         const QueueLimits& limits) = 0;
 
   // kNotFound.
   virtual absl::StatusOr<JobRecord> Get(absl::string_view id) = 0;

@@ -79,8 +79,8 @@ class SqliteJobStore final : public JobStore {
   bool shared() const override { return false; }
   void OnChange(std::function<void()>) override {}
 
-  absl::StatusOr<Inserted> Insert(const JobRecord& given,
-                                  absl::Duration ttl) override {
+  absl::StatusOr<Inserted> Insert(const JobRecord& given, absl::Duration ttl,
+                                  const QueueLimits& limits) override {
     MutexLock lock(&mutex_);
     JobRecord job = given;
     job.created = clock_->Now();
@@ -100,6 +100,11 @@ class SqliteJobStore final : public JobStore {
           return absl::OkStatus();
         }
       }
+      if (job.state == JobState::kQueued) {
+        OVPRESS_ASSIGN_OR_RETURN(inserted.full,
+                                 FullFor(job.spec.owner, limits));
+        if (inserted.full != Full::kNo) return absl::OkStatus();
+      }
       OVPRESS_RETURN_IF_ERROR(
           Query("INSERT INTO jobs(id,owner,request_id,state,cache_key,priority,"
                 "created,expires,server_id,lease_expires,memory,disk,spec)"
@@ -114,6 +119,12 @@ class SqliteJobStore final : public JobStore {
       return Update(job);
     }));
     return inserted;
+  }
+
+  absl::StatusOr<Full> FindPlace(const std::string& owner,
+                                 const QueueLimits& limits) override {
+    MutexLock lock(&mutex_);
+    return FullFor(owner, limits);
   }
 
   absl::StatusOr<JobRecord> Get(absl::string_view id) override {
@@ -600,6 +611,24 @@ class SqliteJobStore final : public JobStore {
       return absl::NotFoundError(absl::StrCat("there is no job ", id));
     }
     return std::move(jobs.front());
+  }
+
+  absl::StatusOr<Full> FullFor(const std::string& owner,
+                               const QueueLimits& limits)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    Full full = Full::kNo;
+    OVPRESS_RETURN_IF_ERROR(
+        Query("SELECT (SELECT COUNT(*) FROM jobs WHERE state=1),"
+              " (SELECT COUNT(*) FROM jobs WHERE state=1 AND owner=?)",
+              {owner}, [&](sqlite3_stmt* row) {
+                if (sqlite3_column_int(row, 0) >= limits.all) {
+                  full = Full::kAll;
+                } else if (sqlite3_column_int(row, 1) >= limits.owner) {
+                  full = Full::kOwner;
+                }
+                return absl::OkStatus();
+              }));
+    return full;
   }
 
   absl::Status Update(const JobRecord& job)

@@ -222,6 +222,96 @@ TEST_P(JobStoreConformance, ARequestIdIsOneJobWhoeverAsks) {
   EXPECT_FALSE(two_->FindByRequestId("o", "other")->has_value());
 }
 
+TEST_P(JobStoreConformance, NoMoreJobsWaitThanMayHoweverManyAreInserted) {
+  constexpr int kThreads = 8;
+  constexpr int kEach = 60;
+  for (const JobStore::QueueLimits limits :
+       {JobStore::QueueLimits{.all = 25, .owner = 10},
+        JobStore::QueueLimits{.all = 340, .owner = 320}}) {
+    const int before = one_->Count(std::nullopt)->queued;
+    std::atomic<int> inserted{0}, refused{0};
+    std::vector<std::thread> threads;
+    for (int i = 0; i < kThreads; ++i) {
+      threads.emplace_back([&, i] {
+        for (int j = 0; j < kEach; ++j) {
+          // Most are of one owner, who alone would fill the line.
+          const std::string owner = j % 4 ? "greedy" : absl::StrCat("o", i);
+          const auto answer =
+              (i % 2 ? one_ : two_)
+                  ->Insert(Job(absl::StrCat(limits.all, "-", i, "-", j), owner),
+                           kLong, limits);
+          ASSERT_TRUE(answer.ok()) << answer.status();
+          ASSERT_FALSE(answer->existed);
+          if (answer->full == JobStore::Full::kOwner) {
+            EXPECT_EQ(owner, "greedy");
+          }
+          ++(answer->full == JobStore::Full::kNo ? inserted : refused);
+        }
+      });
+    }
+    for (std::thread& thread : threads) thread.join();
+    EXPECT_EQ(before + inserted, limits.all);
+    EXPECT_EQ(inserted + refused, kThreads * kEach);
+    EXPECT_EQ(one_->Count(std::nullopt)->queued, limits.all);
+    EXPECT_LE(two_->Count("greedy")->queued, limits.owner);
+  }
+}
+
+TEST_P(JobStoreConformance, AFullLineTakesWhatNeedsNoPlace) {
+  const JobStore::QueueLimits limits{.all = 2, .owner = 1};
+  JobRecord first = Job("a");
+  first.spec.request_id = "r";
+  ASSERT_EQ(one_->Insert(first, kLong, limits)->full, JobStore::Full::kNo);
+  EXPECT_EQ(two_->Insert(Job("b"), kLong, limits)->full,
+            JobStore::Full::kOwner);
+  EXPECT_EQ(two_->Insert(Job("b", "p"), kLong, limits)->full,
+            JobStore::Full::kNo);
+  EXPECT_EQ(one_->Insert(Job("c", "q"), kLong, limits)->full,
+            JobStore::Full::kAll);
+  EXPECT_EQ(one_->Get("c").status().code(), absl::StatusCode::kNotFound);
+  // The same request again is the job that it made.
+  first.id = "again";
+  const auto again = two_->Insert(first, kLong, limits);
+  ASSERT_TRUE(again.ok()) << again.status();
+  EXPECT_TRUE(again->existed);
+  EXPECT_EQ(again->job.id, "a");
+  EXPECT_EQ(again->full, JobStore::Full::kNo);
+  // What is done already does not wait.
+  JobRecord done = Job("done");
+  done.state = JobState::kSucceeded;
+  EXPECT_EQ(one_->Insert(done, kLong, limits)->full, JobStore::Full::kNo);
+  // A place is free once a job runs.
+  EXPECT_EQ(*two_->FindPlace("q", limits), JobStore::Full::kAll);
+  const auto taken = Take(*one_, {"a"}, "s");
+  ASSERT_TRUE(taken.has_value());
+  EXPECT_EQ(*two_->FindPlace("o", limits), JobStore::Full::kNo);
+  EXPECT_EQ(two_->Insert(Job("d"), kLong, limits)->full, JobStore::Full::kNo);
+  EXPECT_EQ(*two_->FindPlace("o", {.all = 9, .owner = 1}),
+            JobStore::Full::kOwner);
+  // Jobs that are handed back wait, too.
+  const JobStore::QueueLimits wider{.all = 4, .owner = 4};
+  ASSERT_EQ(one_->Insert(Job("f", "q"), kLong, wider)->full,
+            JobStore::Full::kNo);
+  ASSERT_TRUE(one_->Requeue("a", taken->lease.fencing_token).ok());
+  EXPECT_EQ(*two_->FindPlace("q", wider), JobStore::Full::kAll);
+  EXPECT_EQ(one_->Insert(Job("g", "q"), kLong, wider)->full,
+            JobStore::Full::kAll);
+  // So do those of a server that starts again.
+  ASSERT_TRUE(Take(*one_, {"a"}, "s").has_value());
+  ASSERT_TRUE(Take(*one_, {"b"}, "s").has_value());
+  ASSERT_EQ(one_->Insert(Job("h", "q"), kLong, wider)->full,
+            JobStore::Full::kNo);
+  ASSERT_EQ(one_->RequeueOf("s")->size(), 2);
+  EXPECT_EQ(two_->Insert(Job("i", "q"), kLong, wider)->full,
+            JobStore::Full::kAll);
+  // Sweeping forgets no place that is taken.
+  ASSERT_TRUE(one_->DeleteExpired(10).ok());
+  EXPECT_EQ(two_->Insert(Job("i", "q"), kLong, {.all = 9, .owner = 2})->full,
+            JobStore::Full::kOwner);
+  EXPECT_EQ(one_->Insert(Job("e", "q"), kLong, limits)->full,
+            JobStore::Full::kAll);
+}
+
 TEST_P(JobStoreConformance, TheTokenDecidesWhoEndsAJob) {
   Put(Job("a"));
   Put(Job("b"));

@@ -39,10 +39,15 @@ class CutStore final : public JobStore {
   void OnChange(std::function<void()> callback) override {
     store_->OnChange(std::move(callback));
   }
-  absl::StatusOr<Inserted> Insert(const JobRecord& job,
-                                  absl::Duration ttl) override {
+  absl::StatusOr<Inserted> Insert(const JobRecord& job, absl::Duration ttl,
+                                  const QueueLimits& limits) override {
     if (cut) return Gone();
-    return store_->Insert(job, ttl);
+    return store_->Insert(job, ttl, limits);
+  }
+  absl::StatusOr<Full> FindPlace(const std::string& owner,
+                                 const QueueLimits& limits) override {
+    if (cut) return Gone();
+    return store_->FindPlace(owner, limits);
   }
   absl::StatusOr<JobRecord> Get(absl::string_view id) override {
     if (cut) return Gone();
