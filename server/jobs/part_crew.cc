@@ -28,8 +28,13 @@ class Crew;
 // A part that is being worked on here.
 struct Active {
   PartStore::Held held;
+  const bool is_help = false;
   std::atomic<uint64_t> done_bytes{0};
   std::atomic<bool> stop{false};  // of help; a holder's part has the job's
+  std::atomic<bool> hangs{false};
+  // Of the upkeep: how far it was, and since when.
+  uint64_t seen_bytes = 0;
+  std::chrono::steady_clock::time_point seen = std::chrono::steady_clock::now();
 };
 
 // A round that this server waits for.
@@ -71,6 +76,7 @@ class Crew final : public PartCrew {
   friend class Board;
 
   void Upkeep();
+  bool StandsStill(Active& active) const;
   void Help(const TakenPart& part, Active* active);
   absl::StatusOr<std::optional<TakenPart>> Take(absl::string_view job_id,
                                                 uint64_t max_memory_bytes,
@@ -88,9 +94,10 @@ class Crew final : public PartCrew {
   absl::Status StoreResult(const PartStore::Held& held,
                            const std::string& result,
                            const std::atomic<bool>* stop);
-  void GiveBack(const Active& active, bool counts) {
-    // If the database does not hear of it, the lease ends.
-    options_.parts->GiveBack(active.held, counts).IgnoreError();
+  // True if it was still ours. If the database does not hear of it, the lease
+  // ends.
+  bool GiveBack(const Active& active, bool counts) {
+    return options_.parts->GiveBack(active.held, counts).ok();
   }
   void Log(Observer::Severity severity, absl::string_view job_id,
            absl::string_view text) const {
@@ -112,6 +119,7 @@ class Crew final : public PartCrew {
   bool no_more_ ABSL_GUARDED_BY(mutex_) = false;
   std::list<std::shared_ptr<Active>> active_ ABSL_GUARDED_BY(mutex_);
   std::shared_ptr<Active> helped_ ABSL_GUARDED_BY(mutex_);
+  std::chrono::steady_clock::time_point rest_until_ ABSL_GUARDED_BY(mutex_);
   std::list<std::shared_ptr<Waited>> waited_ ABSL_GUARDED_BY(mutex_);
 };
 
@@ -137,11 +145,12 @@ void Crew::Upkeep() {
     while (!ending_ && wake_.WaitUntil(&mutex_, until)) {
     }
     if (ending_) return;
-    const std::vector<std::shared_ptr<Active>> active(active_.begin(),
-                                                      active_.end());
+    std::vector<std::shared_ptr<Active>> active(active_.begin(), active_.end());
     const std::vector<std::shared_ptr<Waited>> waited(waited_.begin(),
                                                       waited_.end());
     mutex_.Unlock();
+    std::erase_if(active,
+                  [this](const auto& one) { return StandsStill(*one); });
     std::vector<PartStore::Held> held;
     for (const auto& one : active) {
       held.push_back(one->held);
@@ -164,6 +173,26 @@ void Crew::Upkeep() {
     }
     mutex_.Lock();
   }
+}
+
+bool Crew::StandsStill(Active& active) const {
+  const auto now = std::chrono::steady_clock::now();
+  if (const uint64_t done = active.done_bytes; done != active.seen_bytes) {
+    active.seen_bytes = done;
+    active.seen = now;
+  }
+  if (!active.is_help ||
+      absl::FromChrono(now - active.seen) < options_.standstill) {
+    return false;
+  }
+  active.stop = true;
+  if (!active.hangs.exchange(true)) {
+    Log(Observer::Severity::kWarning, active.held.job_id,
+        absl::StrCat("part ", active.held.number, " got no further for ",
+                     absl::FormatDuration(options_.standstill),
+                     "; left to others"));
+  }
+  return true;
 }
 
 absl::Status Crew::StoreResult(const PartStore::Held& held,
@@ -192,11 +221,11 @@ absl::Status Crew::WorkOn(const TakenPart& part, RunContext context,
   return StoreResult(active->held, result, context.stop);
 }
 
-std::shared_ptr<Active> MakeActive(const TakenPart& part) {
-  auto active = std::make_shared<Active>();
-  active->held = {
-      .job_id = part.job_id, .number = part.number, .token = part.token};
-  return active;
+std::shared_ptr<Active> MakeActive(const TakenPart& part, bool is_help) {
+  return std::shared_ptr<Active>(new Active{.held = {.job_id = part.job_id,
+                                                     .number = part.number,
+                                                     .token = part.token},
+                                            .is_help = is_help});
 }
 
 // --- help for others ---
@@ -205,14 +234,17 @@ absl::StatusOr<bool> Crew::Help(uint64_t max_memory_bytes,
                                 std::function<void(int64_t)> reserve) {
   {
     MutexLock lock(&mutex_);
-    if (no_more_ || helped_ != nullptr) return false;
+    if (no_more_ || helped_ != nullptr ||
+        std::chrono::steady_clock::now() < rest_until_) {
+      return false;
+    }
   }
   if (helper_.joinable()) helper_.join();
   if (max_memory_bytes == 0) return false;
   OVPRESS_ASSIGN_OR_RETURN(std::optional<TakenPart> part,
                            Take("", max_memory_bytes, kMaxHelpers));
   if (!part.has_value()) return false;
-  auto active = MakeActive(*part);
+  auto active = MakeActive(*part, /*is_help=*/true);
   {
     MutexLock lock(&mutex_);
     if (no_more_) active->stop = true;
@@ -247,8 +279,15 @@ void Crew::Help(const TakenPart& part, Active* active) {
   context.stop = &active->stop;
   const absl::Status status = WorkOn(part, context, active);
   if (status.ok()) return Count("done", begun);
+  const bool failed = !active->stop || active->hangs;
+  if (failed && !absl::IsAborted(status)) {
+    MutexLock lock(&mutex_);
+    rest_until_ = std::chrono::steady_clock::now() +
+                  absl::ToChronoMilliseconds(options_.rest);
+  }
+  // Also if it seems lost: the output may be, and the part still be ours.
+  GiveBack(*active, failed);
   if (absl::IsAborted(status)) return Count("lost", begun);
-  GiveBack(*active, !active->stop);
   Count("released", begun);
   if (!absl::IsCancelled(status)) {
     Log(Observer::Severity::kWarning, part.job_id,
@@ -265,8 +304,8 @@ class Board final : public PartBoard {
     waited_->job = {.id = job.id, .fencing_token = job.lease.fencing_token};
     // Not more parts than this of one model.
     constexpr uint64_t kMaxParts = 256;
-    part_bytes_ = std::max(crew->options_.part_bytes,
-                           job.spec.bin.size_bytes / kMaxParts);
+    part_bytes_ = std::max<uint64_t>(
+        {crew->options_.part_bytes, job.spec.bin.size_bytes / kMaxParts, 1});
     MutexLock lock(&crew_->mutex_);
     crew_->waited_.push_back(waited_);
   }
@@ -304,14 +343,14 @@ class Board final : public PartBoard {
   }
 
   absl::StatusOr<std::vector<std::string>> Finish(const PartRound& round) {
-    PartStore& parts = *crew_->options_.parts;
     auto reached = std::chrono::steady_clock::now();
+    std::vector<std::string> results;
     while (true) {
       if (context_.stop != nullptr && *context_.stop) return Stopped();
-      const absl::StatusOr<bool> done = Step(round);
+      const absl::StatusOr<bool> done = Step(round, &results);
       if (done.ok()) {
+        if (*done) return results;
         reached = std::chrono::steady_clock::now();
-        if (*done) return parts.Results(waited_->job);
       } else if (gave_up_ || !absl::IsUnavailable(done.status()) ||
                  std::chrono::steady_clock::now() - reached > kDatabaseWait) {
         return done.status();
@@ -321,16 +360,20 @@ class Board final : public PartBoard {
     }
   }
 
-  // True if all parts are done. Does one, if there is one to do, or waits a
-  // little.
-  absl::StatusOr<bool> Step(const PartRound& round) {
+  // True if all parts are done: their results. Does one, if there is one to do,
+  // or waits a little.
+  absl::StatusOr<bool> Step(const PartRound& round,
+                            std::vector<std::string>* results) {
     PartStore& parts = *crew_->options_.parts;
     OVPRESS_ASSIGN_OR_RETURN(const PartStore::Look look,
                              parts.LookAt(waited_->job));
     if (look.parts != static_cast<int>(round.tasks.size())) {
       return absl::AbortedError("the job is held by another server");
     }
-    if (look.done == look.parts) return true;
+    if (look.done == look.parts) {
+      OVPRESS_ASSIGN_OR_RETURN(*results, parts.Results(waited_->job));
+      return true;
+    }
     if (look.done + look.taken < look.parts) {
       OVPRESS_ASSIGN_OR_RETURN(const std::optional<TakenPart> part,
                                crew_->Take(waited_->job.id, 0, 0));
@@ -347,7 +390,7 @@ class Board final : public PartBoard {
 
   absl::Status Do(const TakenPart& part) {
     const auto begun = std::chrono::steady_clock::now();
-    const auto active = MakeActive(part);
+    const auto active = MakeActive(part, /*is_help=*/false);
     {
       MutexLock lock(&crew_->mutex_);
       crew_->active_.push_back(active);
@@ -362,11 +405,12 @@ class Board final : public PartBoard {
       return status;
     }
     if (absl::IsAborted(status)) {
-      // Somebody else had it meanwhile, or the job; the next look tells. If
-      // neither is so, the output is gone, and it will be so next time.
+      // Somebody else had it meanwhile, or the job; the next look tells. If it
+      // is still ours the output is gone: the run needs another one.
       crew_->Count("lost", begun);
-      crew_->GiveBack(*active, true);
-      return part.attempt < kMaxOwnAttempts ? absl::OkStatus() : status;
+      return crew_->GiveBack(*active, true)
+                 ? absl::UnavailableError(status.message())
+                 : absl::OkStatus();
     }
     crew_->Count("released", begun);
     crew_->GiveBack(*active, true);

@@ -34,6 +34,13 @@ struct PartCrewOptions {
   absl::Duration lease = absl::Seconds(30);
   uint64_t default_job_memory_bytes = 0;
   uint64_t part_bytes = 0;  // of a part's input, at least
+  // A server whose help failed leaves the parts to others for so long: one that
+  // always fails must not use up the attempts of all of them.
+  absl::Duration rest = absl::Minutes(1);
+  // Help that got no further for so long is no longer prolonged, so that
+  // somebody else can do the part. Far above what the last pieces of a part
+  // need to reach the store.
+  absl::Duration standstill = absl::Minutes(10);
 };
 
 // Thread-safe, but for Help(), which one thread at a time may call. One thread
@@ -53,8 +60,8 @@ class PartCrew {
   // Takes one part of a job that another server holds and that needs at most
   // `max_memory_bytes`, and works on it on a thread of its own. `reserve` is
   // called with the memory that it takes before it begins, and with the same,
-  // negative, at its end, on that thread. False: no part was to be had, or one
-  // is being worked on already.
+  // negative, at its end, on that thread. False: no part was to be had, one is
+  // being worked on already, or the last one failed a moment ago.
   //
   // What goes wrong here need not go wrong elsewhere (a full disk, say), so
   // help never fails a job: the part is given back, and after

@@ -22,7 +22,7 @@ using ::ovpress::testing::StatusIs;
 using ::testing::_;
 using ::testing::HasSubstr;
 
-// One job's parts, without leases that end by themselves.
+// One job's parts; their leases end by themselves after `lapse_after`.
 class MemoryParts final : public PartStore {
  public:
   absl::Status Put(const JobHold& job, const std::string&,
@@ -40,6 +40,7 @@ class MemoryParts final : public PartStore {
     if (away) return absl::UnavailableError("away");
     for (size_t i = 0; i < parts_.size(); ++i) {
       Part& part = parts_[i];
+      if (part.state == 2 && Lapsed(part)) part.state = 1;
       if (part.state != 1 || (!request.job_id.empty() && holder_waits)) {
         continue;
       }
@@ -48,6 +49,7 @@ class MemoryParts final : public PartStore {
       }
       part.state = 2;
       part.token = ++tokens_;
+      part.renewed = absl::Now();
       TakenPart taken;
       taken.job_id = job_.id;
       taken.number = static_cast<int>(i);
@@ -67,7 +69,10 @@ class MemoryParts final : public PartStore {
     std::vector<bool> kept;
     for (const Held& one : held) {
       Part* const part = Find(one);
-      if (part != nullptr) part->done = one.done_bytes;
+      if (part != nullptr) {
+        part->done = one.done_bytes;
+        part->renewed = absl::Now();
+      }
       kept.push_back(part != nullptr);
     }
     return kept;
@@ -97,13 +102,14 @@ class MemoryParts final : public PartStore {
     look.parts = static_cast<int>(parts_.size());
     for (const Part& part : parts_) {
       look.done += part.state == 3;
-      look.taken += part.state == 2;
+      look.taken += part.state == 2 && !Lapsed(part);
       look.done_bytes += part.done;
     }
     return look;
   }
   absl::StatusOr<std::vector<std::string>> Results(const JobHold&) override {
     std::lock_guard<std::mutex> lock(mutex_);
+    if (results_away-- > 0) return absl::UnavailableError("away");
     std::vector<std::string> results;
     for (const Part& part : parts_) results.push_back(part.result);
     return results;
@@ -123,9 +129,11 @@ class MemoryParts final : public PartStore {
     std::lock_guard<std::mutex> lock(mutex_);
     return parts_.at(number).attempt;
   }
+  absl::Duration lapse_after = absl::InfiniteDuration();
   std::atomic<bool> away{false};
   std::atomic<bool> holder_waits{false};
   std::atomic<int> drops{0};
+  std::atomic<int> results_away{0};  // so often
 
  private:
   struct Part {
@@ -135,7 +143,11 @@ class MemoryParts final : public PartStore {
     int64_t token = 0;
     uint64_t done = 0;
     std::string result;
+    absl::Time renewed;
   };
+  bool Lapsed(const Part& part) const {
+    return absl::Now() - part.renewed > lapse_after;
+  }
   Part* Find(const Held& held) {
     const auto i = static_cast<size_t>(held.number);
     if (i >= parts_.size() || parts_[i].token != held.token ||
@@ -168,12 +180,15 @@ class PartRunner final : public JobRunner {
     context.progress({.phase = "p", .bytes_done = 3});
     while (hold && !*context.stop) absl::SleepFor(absl::Milliseconds(1));
     if (*context.stop) return absl::CancelledError("stopped");
+    // Uninterruptible, as a read from a disk that hangs.
+    while (hang) absl::SleepFor(absl::Milliseconds(1));
     if (fail.code() != StatusCode::kOk) return fail;
     ++done;
     return absl::StrCat(common, "/", order, "/", name_);
   }
   const std::string name_;
   std::atomic<bool> hold{false};
+  std::atomic<bool> hang{false};
   std::atomic<int> begun{0};
   std::atomic<int> done{0};
   absl::Status fail;
@@ -199,14 +214,17 @@ class PartCrewTest : public ::testing::Test {
     job_.spec.bin.size_bytes = 100;
     context_.stop = &stop_;
   }
-  std::unique_ptr<Server> Start(const std::string& name) {
+  std::unique_ptr<Server> Start(const std::string& name,
+                                absl::Duration rest = absl::ZeroDuration()) {
     auto server = std::make_unique<Server>(name);
     server->crew = PartCrew::Create({.parts = &parts_,
                                      .runner = &server->runner,
                                      .executor = executor_.get(),
                                      .server_id = name,
                                      .lease = absl::Milliseconds(60),
-                                     .part_bytes = 10});
+                                     .part_bytes = part_bytes_,
+                                     .rest = rest,
+                                     .standstill = standstill_});
     return server;
   }
   static PartRound Round(int count) {
@@ -226,6 +244,8 @@ class PartCrewTest : public ::testing::Test {
 
   std::unique_ptr<FairExecutor> executor_;
   MemoryParts parts_;
+  uint64_t part_bytes_ = 10;
+  absl::Duration standstill_ = absl::Minutes(10);
   JobRecord job_;
   std::atomic<bool> stop_{false};
   RunContext context_;
@@ -370,6 +390,77 @@ TEST_F(PartCrewTest, ADatabaseThatIsAwayIsWaitedFor) {
   parts_.away = false;
   run.join();
   EXPECT_EQ(holder->runner.done, 2);
+}
+
+TEST_F(PartCrewTest, ADatabaseThatIsAwayAtTheEndCostsNoPart) {
+  auto holder = Start("h");
+  parts_.results_away = 2;
+  const auto board = holder->crew->MakeBoard(job_, context_);
+  const auto results = board->Run(Round(2), [](uint64_t) {});
+  ASSERT_TRUE(results.ok()) << results.status();
+  EXPECT_EQ(results->size(), 2u);
+  EXPECT_EQ(holder->runner.done, 2);
+}
+
+TEST_F(PartCrewTest, PartsOfTheSmallestModelsHaveASize) {
+  part_bytes_ = 0;  // as --share-jobs-above=1 has it
+  auto holder = Start("h");
+  job_.spec.bin.size_bytes = 255;
+  EXPECT_EQ(holder->crew->MakeBoard(job_, context_)->part_bytes(), 1u);
+}
+
+TEST_F(PartCrewTest, AServerThatAlwaysFailsLeavesPartsToOthers) {
+  auto holder = Start("h");
+  auto sick = Start("s", absl::Hours(1));
+  auto helper = Start("x");
+  sick->runner.fail = absl::ResourceExhaustedError("its disk is full");
+  parts_.holder_waits = true;
+  std::thread run([&] {
+    const auto board = holder->crew->MakeBoard(job_, context_);
+    const auto results = board->Run(Round(2), [](uint64_t) {});
+    ASSERT_TRUE(results.ok()) << results.status();
+    EXPECT_THAT(*results, ::testing::ElementsAre("c/o0/x", "c/o1/x"));
+  });
+  ASSERT_TRUE(Until([&] { return sick->Help(); }));
+  ASSERT_TRUE(Until([&] { return sick->memory == 0; }));
+  EXPECT_FALSE(sick->Help());
+  EXPECT_EQ(parts_.attempts(0), 1);
+  for (int i = 0; i < 2; ++i) {
+    ASSERT_TRUE(Until([&] { return helper->Help(); }));
+    ASSERT_TRUE(Until([&] { return helper->memory == 0; }));
+  }
+  run.join();
+}
+
+TEST_F(PartCrewTest, HelpThatHangsIsLeftToOthers) {
+  standstill_ = absl::Milliseconds(100);
+  auto holder = Start("h");
+  auto helper = Start("x");
+  helper->runner.hang = true;
+  parts_.lapse_after = absl::Milliseconds(100);
+  parts_.holder_waits = true;
+  std::thread run([&] {
+    const auto board = holder->crew->MakeBoard(job_, context_);
+    const auto results = board->Run(Round(1), [](uint64_t) {});
+    ASSERT_TRUE(results.ok()) << results.status();
+    EXPECT_EQ(results->at(0), "c/o0/h");
+  });
+  ASSERT_TRUE(Until([&] { return helper->Help(); }));
+  parts_.holder_waits = false;
+  run.join();
+  // It wakes up and finds that it came too late.
+  helper->runner.hang = false;
+  ASSERT_TRUE(Until([&] { return helper->memory == 0; }));
+}
+
+TEST_F(PartCrewTest, AnOutputThatIsGoneNeedsAnotherRun) {
+  auto holder = Start("h");
+  holder->runner.fail = absl::AbortedError("the output is gone");
+  const auto board = holder->crew->MakeBoard(job_, context_);
+  // Which JobManager tries again, unlike kAborted.
+  EXPECT_THAT(board->Run(Round(2), [](uint64_t) {}),
+              StatusIs(StatusCode::kUnavailable, HasSubstr("gone")));
+  EXPECT_EQ(holder->runner.begun, 1);
 }
 
 TEST(PartMessageTest, AllOfItComesBack) {
