@@ -34,6 +34,9 @@ def generate_stubs(folder: pathlib.Path):
 
 
 class Server:
+    # (command, stderr=) -> what behaves like a Popen; tests/access/contained.py has another.
+    launch = staticmethod(subprocess.Popen)
+
     def __init__(self, binary: pathlib.Path, data: pathlib.Path, *flags: str):
         self.binary, self.data, self.flags = binary, data, flags
         self.process = None
@@ -44,7 +47,7 @@ class Server:
         port_file.unlink(missing_ok=True)
         command = [self.binary, f"--listen={self.listen}", "--metrics=127.0.0.1:0", f"--data-dir={self.data}", f"--port-file={port_file}"]
         self.log = open(self.data.with_suffix(".log"), "ab")
-        self.process = subprocess.Popen([*map(str, command), *self.flags], stderr=self.log)
+        self.process = self.launch([*map(str, command), *self.flags], stderr=self.log)
         for _ in range(1000):
             if port_file.exists():
                 break
