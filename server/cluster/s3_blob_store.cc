@@ -720,22 +720,15 @@ class S3BlobStoreImpl::Shared final : public SharedOutput {
   absl::StatusOr<BlobWriter::Published> Publish(
       const std::vector<std::string>& receipts,
       const std::atomic<bool>* stop) override {
-    std::vector<S3Part> parts;
-    for (const std::string& receipt : receipts) {
-      for (const absl::string_view etag : absl::StrSplit(receipt, ' ')) {
-        parts.push_back({.number = static_cast<int>(parts.size()) + 1,
-                         .etag = std::string(etag)});
-      }
+    OVPRESS_ASSIGN_OR_RETURN(std::vector<S3Part> parts, PartsOf(receipts));
+    S3Client& s3 = *store_->options_.s3;
+    const S3Client::PartOf upload =
+        store_->PartOf(object_->key(), upload_id_, 0);
+    absl::StatusOr<std::string> etag = s3.CompleteMultipart(upload, parts);
+    if (absl::IsInvalidArgument(etag.status())) {
+      OVPRESS_ASSIGN_OR_RETURN(const bool sent_again, FindEtags(&parts));
+      if (sent_again) etag = s3.CompleteMultipart(upload, parts);
     }
-    const Range& last = ranges_.back();
-    if (receipts.size() != ranges_.size() ||
-        parts.size() + 1 != last.first_number + last.count) {
-      return absl::DataLossError(absl::StrCat(
-          "receipts of ", receipts.size(), " ranges and ", parts.size(),
-          " parts for an output of ", ranges_.size(), " ranges"));
-    }
-    absl::StatusOr<std::string> etag = store_->options_.s3->CompleteMultipart(
-        store_->PartOf(object_->key(), upload_id_, 0), parts);
     if (!etag.ok()) {
       return store_->OursOr(etag.status(), object_->key(), upload_id_);
     }
@@ -754,6 +747,12 @@ class S3BlobStoreImpl::Shared final : public SharedOutput {
   }
 
  private:
+  absl::StatusOr<std::vector<S3Part>> PartsOf(
+      const std::vector<std::string>& receipts) const;
+  // A server that came too late may have sent parts once more, with the same
+  // bytes; where ETags are no sums of them (with SSE-KMS, say) they are others
+  // then. False if a part is missing or of another size.
+  absl::StatusOr<bool> FindEtags(std::vector<S3Part>* parts) const;
   // Reads the object, a few blocks ahead of the hash.
   absl::Status HashObject(const std::string& etag,
                           const std::atomic<bool>* stop, StreamHash* hash);
@@ -765,6 +764,51 @@ class S3BlobStoreImpl::Shared final : public SharedOutput {
   const uint64_t piece_bytes_;
   std::vector<Range> ranges_;
 };
+
+absl::StatusOr<std::vector<S3Part>> S3BlobStoreImpl::Shared::PartsOf(
+    const std::vector<std::string>& receipts) const {
+  std::vector<S3Part> parts;
+  bool fits = receipts.size() == ranges_.size();
+  for (size_t i = 0; fits && i < ranges_.size(); ++i) {
+    const std::vector<absl::string_view> etags =
+        absl::StrSplit(receipts[i], ' ');
+    fits = etags.size() == ranges_[i].count;
+    uint64_t left = ranges_[i].range.end - ranges_[i].range.begin;
+    for (size_t k = 0; k < etags.size(); ++k) {
+      const uint64_t size = k + 1 < etags.size() ? piece_bytes_ : left;
+      parts.push_back({.number = static_cast<int>(parts.size()) + 1,
+                       .etag = std::string(etags[k]),
+                       .size_bytes = size});
+      left -= size;
+    }
+  }
+  if (fits) return parts;
+  return absl::DataLossError(absl::StrCat(
+      "receipts of ", receipts.size(), " ranges and at least ", parts.size(),
+      " parts for an output of ", ranges_.size(), " ranges"));
+}
+
+absl::StatusOr<bool> S3BlobStoreImpl::Shared::FindEtags(
+    std::vector<S3Part>* parts) const {
+  std::vector<S3Part> listed;
+  int after = 0;
+  do {
+    OVPRESS_ASSIGN_OR_RETURN(
+        S3Page<S3Part> page,
+        store_->options_.s3->ListParts(
+            store_->PartOf(object_->key(), upload_id_, 0), after));
+    listed.insert(listed.end(), page.items.begin(), page.items.end());
+    if (page.next.empty()) break;
+    if (!absl::SimpleAtoi(page.next, &after)) return false;
+  } while (listed.size() < parts->size());
+  const bool same =
+      std::equal(listed.begin(), listed.end(), parts->begin(), parts->end(),
+                 [](const S3Part& a, const S3Part& b) {
+                   return a.number == b.number && a.size_bytes == b.size_bytes;
+                 });
+  if (same) *parts = std::move(listed);
+  return same;
+}
 
 absl::Status S3BlobStoreImpl::Shared::HashObject(const std::string& etag,
                                                  const std::atomic<bool>* stop,

@@ -7,6 +7,7 @@
 #include <thread>
 
 #include "absl/strings/match.h"
+#include "absl/strings/str_split.h"
 #include "gmock/gmock.h"
 #include "server/cluster/sha256_state.h"
 #include "tests/cluster/fake_http_server.h"
@@ -452,6 +453,53 @@ TEST_F(S3StoreTest, ASharedOutputThatFailsLeavesNothing) {
   // Who comes now finds it gone.
   EXPECT_EQ(WriteRange(*b, handle, ranges[1], bytes).status().code(),
             StatusCode::kAborted);
+}
+
+TEST_F(S3StoreTest, ASharedOutputWhoseCompletionIsRepeatedIsPublished) {
+  const auto a = Open();
+  const std::string bytes = RandomBytes(38 << 20, 9);
+  const std::vector<BlobStore::OutputRange> ranges = {{0, 21 << 20},
+                                                      {21 << 20, 38 << 20}};
+  for (const bool completed : {false, true}) {
+    auto output = a->CreateSharedOutput("o", ranges, nullptr);
+    ASSERT_TRUE(output.ok());
+    std::vector<std::string> receipts;
+    for (size_t i = 0; i < 2; ++i) {
+      receipts.push_back(
+          *WriteRange(*a, (*output)->RangeHandle(i), ranges[i], bytes));
+    }
+    if (completed) {
+      // As after a first try whose answer was lost: the upload is gone, the
+      // object there. (By another upload, for this store answers repetitions.)
+      const std::vector<std::string> fields =
+          absl::StrSplit((*output)->RangeHandle(0), ' ');
+      S3Client::PartOf part{.bucket = place_.bucket_, .key = fields.at(6)};
+      part.upload_id = *place_.s3_->CreateMultipart(part.bucket, part.key);
+      std::vector<S3Part> parts;
+      size_t at = 0;
+      for (const size_t size : {8 << 20, 13 << 20, 8 << 20, 9 << 20}) {
+        part.number = static_cast<int>(parts.size()) + 1;
+        parts.push_back(*place_.s3_->UploadPart(
+            part, {.bytes = AsBytes(bytes).subspan(at, size)}));
+        at += size;
+      }
+      ASSERT_TRUE(place_.s3_->CompleteMultipart(part, parts).ok());
+      part.upload_id = fields.at(5);
+      ASSERT_TRUE(place_.s3_->AbortMultipart(part).ok());
+    } else {
+      // As if a part had been sent again to a store whose ETags are no sums.
+      receipts[0].replace(1, 8, "deadbeef");
+    }
+    auto published = (*output)->Publish(receipts, nullptr);
+    ASSERT_TRUE(published.ok()) << published.status();
+    EXPECT_EQ(published->ref, BlobRefOf(bytes));
+    output->reset();
+    published->pin.reset();
+    ASSERT_TRUE(a->Release("o", BlobRefOf(bytes)).ok());
+    clock_.Advance(absl::Hours(1));
+    a->Sweep();
+    EXPECT_THAT(place_.Keys(), IsEmpty());
+  }
 }
 
 TEST_F(S3StoreTest, AFrozenHolderPublishesNoSharedOutput) {
