@@ -63,6 +63,10 @@ constexpr size_t kOffered = 16;
 // half a second to eight, half a minute in all.
 constexpr int kUnavailableRuns = 7;
 
+// A job whose servers died so often runs alone: if it is the reason (memory
+// runs out, say), it is not to take all that help it with it.
+constexpr int kSharedAttempts = 2;
+
 // How long the end of a job waits for a shared database.
 constexpr absl::Duration kSharedStoreWait = absl::Minutes(10);
 
@@ -846,7 +850,10 @@ void Manager::StartJobs() {
     }
     if (request.offers.empty()) {
       if (failed) continue;
-      if (line->open_parts) HelpOthers();
+      if (line->open_parts &&
+          !JobsWait(line->waiting, state, line->now, limits_)) {
+        HelpOthers();
+      }
       return;
     }
     absl::StatusOr<std::optional<JobRecord>> claimed =
@@ -976,6 +983,7 @@ absl::StatusOr<RunOutput> Manager::RunOnce(
   };
   std::unique_ptr<PartBoard> board;
   if (crew_ != nullptr && limits_.share_jobs_above_bytes > 0 &&
+      job.attempt <= kSharedAttempts &&
       job.spec.bin.size_bytes >= limits_.share_jobs_above_bytes) {
     board = crew_->MakeBoard(job, context);
     context.board = board.get();

@@ -96,4 +96,10 @@ std::vector<size_t> PickNext(const std::vector<WaitingJob>& waiting,
   return picked;
 }
 
+bool JobsWait(const std::vector<WaitingJob>& waiting, SchedulerState state,
+              absl::Time now, const JobLimits& limits) {
+  state.free_memory_bytes = limits.total_memory_bytes;
+  return !PickNext(waiting, state, now, limits, 1).empty();
+}
+
 }  // namespace ovpress

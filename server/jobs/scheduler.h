@@ -59,6 +59,11 @@ std::vector<size_t> PickNext(const std::vector<WaitingJob>& waiting,
                              const SchedulerState& state, absl::Time now,
                              const JobLimits& limits, size_t limit);
 
+// Does a job wait that may start here once all memory is free? While one does,
+// memory is for it and not for help with the jobs of other servers.
+bool JobsWait(const std::vector<WaitingJob>& waiting, SchedulerState state,
+              absl::Time now, const JobLimits& limits);
+
 }  // namespace ovpress
 
 #endif  // OVPRESS_SERVER_JOBS_SCHEDULER_H_

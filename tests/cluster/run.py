@@ -421,6 +421,25 @@ def test_a_shared_job_outlives_its_holder(c: Context):
             assert hashlib.sha256(client.read(client.result(ended).model.bin)).hexdigest() == digest
 
 
+def test_a_job_that_servers_die_of_is_not_shared(c: Context):
+    xml, data, digest = c.model()
+    with c.cluster(flags=[SHARE]) as replicas:
+        job = slow_job(replicas[0].client(), replicas[0].client().upload_model(xml, data))
+        for _ in range(2):
+            holder, _ = holder_and_helper(c, replicas, job)
+            holder.kill()
+            holder.start()
+            # Its restart hands the job to whoever is first.
+            harness.wait_until(lambda: sum(r.metric("ovpress_jobs_running") for r in replicas) == 1)
+        client = replicas[0].client()
+        harness.wait_until(lambda: client.metadata(get(client, job)).attempt == 3)
+        before = [parts_done(r) for r in replicas]
+        ended = client.wait(job)
+        assert client.result(ended).model.bin.sha256 == digest
+        assert client.metadata(ended).attempt == 3
+        assert [parts_done(r) for r in replicas] == before
+
+
 def test_a_cancelled_shared_job_stops_everywhere(c: Context):
     xml, data, _ = c.model()
     with c.cluster(flags=[SHARE]) as replicas:

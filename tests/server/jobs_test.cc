@@ -573,6 +573,23 @@ TEST_F(JobsTest, DamagedAndNewerDatabasesAreLeftAlone) {
             absl::StatusCode::kFailedPrecondition);
 }
 
+TEST(SchedulerTest, AJobThatLacksMemoryStillWaits) {
+  const absl::Time now = absl::FromUnixSeconds(1000);
+  JobLimits limits;
+  limits.total_memory_bytes = 100;
+  const std::vector<WaitingJob> waiting = {{"big", "a", 0, 100, now}};
+  SchedulerState state{.free_memory_bytes = 10};
+  EXPECT_TRUE(PickNext(waiting, state, now, limits, 9).empty());
+  EXPECT_TRUE(JobsWait(waiting, state, now, limits));
+  EXPECT_FALSE(JobsWait({}, state, now, limits));
+  // Not for this server, or not now.
+  state.owners["a"] = {.running = 1, .max_running = 1};
+  EXPECT_FALSE(JobsWait(waiting, state, now, limits));
+  state.owners.clear();
+  limits.total_memory_bytes = 99;
+  EXPECT_FALSE(JobsWait(waiting, state, now, limits));
+}
+
 TEST(SchedulerTest, OwnersAlternateAndOldJobsRise) {
   const absl::Time now = absl::FromUnixSeconds(1000);
   JobLimits limits;
