@@ -8,12 +8,16 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "core/base/mutex.h"
+#include "core/base/patience.h"
 #include "core/base/status_macros.h"
 #include "server/cluster/random_id.h"
 #include "server/jobs/errors.h"
 
 namespace ovpress {
 namespace {
+
+// How long tidying up may wait for the database once nobody waits for it.
+constexpr std::chrono::milliseconds kTidyGrace{200};
 
 // Times are microseconds since 1970; keys of objects without bucket.
 const char kSchema1[] = R"sql(
@@ -345,6 +349,7 @@ absl::Status LockBlob(PgSession& pg, const BlobRef& ref) {
 
 void BlobIndex::Unpin(const std::vector<int64_t>& pins) {
   if (pins.empty()) return;
+  const Patience patience(Patience::Stop(), kTidyGrace);
   const absl::Status status =
       options_.pool->Transaction([&](PgSession& pg) -> absl::Status {
         OVPRESS_ASSIGN_OR_RETURN(
@@ -600,6 +605,7 @@ absl::StatusOr<int64_t> BlobIndex::Reserve(const Space& space) {
 
 void BlobIndex::Unreserve(int64_t id) {
   if (id == 0) return;
+  const Patience patience(Patience::Stop(), kTidyGrace);
   const std::string sql = "DELETE FROM blob_reservations WHERE id = $1";
   if (!options_.pool->Query(sql, {id}, PgPool::Repeat::kRepeatable).ok()) {
     MutexLock lock(&state_->mutex);
@@ -740,6 +746,7 @@ absl::StatusOr<int64_t> BlobIndex::Adopt(const std::string& owner,
 }
 
 void BlobIndex::Abandon(const std::string& object_key) {
+  const Patience patience(Patience::Stop(), kTidyGrace);
   const std::string sql =
       "UPDATE blob_objects SET session = NULL WHERE object_key = $1";
   if (!options_.pool->Query(sql, {object_key}, PgPool::Repeat::kRepeatable)

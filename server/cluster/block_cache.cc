@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "core/base/patience.h"
 #include "core/base/status_macros.h"
 #include "server/cluster/spool_file.h"
 
@@ -116,7 +117,11 @@ absl::StatusOr<std::shared_ptr<const BlockCache::Block>> BlockCache::Get(
         by_use_.splice(by_use_.end(), by_use_, it->second.use);
         return it->second.block;
       }
-      loaded_.Wait(&mutex_);
+      if (Patience::Over()) {
+        return absl::CancelledError("given up: it is not wanted any more");
+      }
+      loaded_.WaitUntil(&mutex_,
+                        Patience::Next(Patience::Clock::time_point::max()));
     }
     ++stats_.misses;
     entries_[key] = {.size_bytes = size_bytes,

@@ -13,6 +13,7 @@
 #include "absl/strings/strip.h"
 #include "core/base/check.h"
 #include "core/base/mutex.h"
+#include "core/base/patience.h"
 
 namespace ovpress {
 namespace {
@@ -115,6 +116,11 @@ size_t OnWrite(char* data, size_t size, size_t count, void* user) {
   return n;
 }
 
+// Called at least once a second, also while nothing moves.
+int OnProgress(void*, curl_off_t, curl_off_t, curl_off_t, curl_off_t) {
+  return Patience::Over() ? 1 : 0;
+}
+
 bool CannotHelp(CURLcode code) {
   switch (code) {
     case CURLE_UNSUPPORTED_PROTOCOL:
@@ -159,6 +165,9 @@ class CurlClient final : public HttpClient {
           reason[0] != '\0' ? reason : curl_easy_strerror(code);
       if (!exchange.failed.ok()) {
         response.transport = exchange.failed;
+      } else if (code == CURLE_ABORTED_BY_CALLBACK) {
+        response.transport =
+            absl::CancelledError("given up: it is not wanted any more");
       } else if (CannotHelp(code)) {
         response.transport = absl::FailedPreconditionError(text);
       } else {
@@ -226,6 +235,8 @@ class CurlClient final : public HttpClient {
     set(CURLOPT_WRITEDATA, exchange);
     set(CURLOPT_HEADERFUNCTION, &OnHeader);
     set(CURLOPT_HEADERDATA, exchange);
+    set(CURLOPT_XFERINFOFUNCTION, &OnProgress);
+    set(CURLOPT_NOPROGRESS, 0L);
     set(CURLOPT_READFUNCTION, &OnRead);
     set(CURLOPT_READDATA, exchange);
     set(CURLOPT_SEEKFUNCTION, &OnSeek);

@@ -52,6 +52,7 @@ struct HttpResponse {
   // OK if the exchange ended as the protocol says. Otherwise kUnavailable
   // (trying again may help: no connection, reset, silence, too short a body),
   // kFailedPrecondition (it cannot: unusable URL, certificate refused),
+  // kCancelled (Patience was over),
   // kOutOfRange (more body than asked for), or the error of the body's source.
   // What came until then is there.
   absl::Status transport;

@@ -21,6 +21,7 @@
 #include "absl/strings/strip.h"
 #include "core/base/check.h"
 #include "core/base/mutex.h"
+#include "core/base/patience.h"
 #include "core/base/status_macros.h"
 
 namespace ovpress {
@@ -58,7 +59,7 @@ absl::Duration BackOff(int failures) {
 }
 
 void Sleep(absl::Duration wait) {
-  std::this_thread::sleep_for(absl::ToChronoMicroseconds(wait));
+  Patience::Sleep(absl::ToChronoMicroseconds(wait));
 }
 
 std::string Trimmed(const char* message) {
@@ -67,6 +68,10 @@ std::string Trimmed(const char* message) {
   std::replace(text.begin(), text.end(), '\n', ' ');
   absl::StripAsciiWhitespace(&text);
   return text.empty() ? "no reason given" : text;
+}
+
+absl::Status GivenUp() {
+  return absl::CancelledError("database: given up, it is not wanted any more");
 }
 
 absl::Status LostError(absl::string_view message) {
@@ -441,12 +446,20 @@ class PgConnection {
           return Lost(absl::StrCat("no answer within ",
                                    absl::FormatDuration(answer_limit_)));
         }
+        if (Patience::Over()) {
+          lost_ = true;
+          return GivenUp();
+        }
         pollfd socket{.fd = PQsocket(raw_), .events = POLLIN, .revents = 0};
         // Part of what was sent may wait for room.
         const int unsent = PQflush(raw_);
         if (unsent < 0) return Lost(Trimmed(PQerrorMessage(raw_)));
         if (unsent > 0) socket.events |= POLLOUT;
-        const int ready = ::poll(&socket, 1, static_cast<int>(left.count()));
+        const int ready =
+            ::poll(&socket, 1,
+                   static_cast<int>(std::min<std::chrono::milliseconds>(
+                                        left, Patience::kLook)
+                                        .count()));
         if (ready < 0 && errno != EINTR) return Lost("poll failed");
         if (ready > 0 && PQconsumeInput(raw_) == 0) {
           return Lost(Trimmed(PQerrorMessage(raw_)));
@@ -668,11 +681,14 @@ class Pool final : public PgPool {
 
   absl::StatusOr<Borrowed> Borrow(Steady::time_point until) {
     for (int failures = 0;; ++failures) {
+      if (Patience::Over()) return GivenUp();
       std::unique_ptr<PgConnection> connection;
       {
         MutexLock lock(&mutex_);
         while (idle_.empty() && open_ >= options_.max_connections) {
-          if (!freed_.WaitUntil(&mutex_, until) && idle_.empty() &&
+          if (Patience::Over()) return GivenUp();
+          if (!freed_.WaitUntil(&mutex_, Patience::Next(until)) &&
+              Steady::now() >= until && idle_.empty() &&
               open_ >= options_.max_connections) {
             ++failures_;
             return LostError(absl::StrCat(

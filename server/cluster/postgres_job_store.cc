@@ -9,6 +9,7 @@
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "core/base/mutex.h"
+#include "core/base/patience.h"
 #include "core/base/status_macros.h"
 #include "server/cluster/postgres_part_store.h"
 #include "server/cluster/queue_places.h"
@@ -198,6 +199,7 @@ class PostgresJobStore final : public JobStore {
     {
       MutexLock lock(&mutex_);
       exiting_ = true;
+      closing_ = true;
       wake_.SignalAll();
     }
     if (teller_.joinable()) teller_.join();
@@ -756,6 +758,7 @@ class PostgresJobStore final : public JobStore {
         news_ = false;
       }
       // Who misses it looks by itself a little later.
+      const Patience patience(&closing_);
       pool_->Query("SELECT pg_notify($1, $2)", {kChannel, instance_})
           .status()
           .IgnoreError();
@@ -774,6 +777,7 @@ class PostgresJobStore final : public JobStore {
   CondVar wake_;
   bool news_ ABSL_GUARDED_BY(mutex_) = false;
   bool exiting_ ABSL_GUARDED_BY(mutex_) = false;
+  std::atomic<bool> closing_{false};  // the same, for who waits
 };
 
 }  // namespace

@@ -20,6 +20,7 @@
 #include "absl/time/clock.h"
 #include "core/base/check.h"
 #include "core/base/mutex.h"
+#include "core/base/patience.h"
 #include "core/base/status_macros.h"
 #include "server/cluster/blob_index.h"
 #include "server/cluster/random_id.h"
@@ -83,6 +84,7 @@ class S3BlobStoreImpl final : public S3BlobStore {
     {
       MutexLock lock(&mutex_);
       ending_ = true;
+      closing_ = true;
     }
     ended_.SignalAll();
     if (renewer_.joinable()) renewer_.join();
@@ -205,6 +207,7 @@ class S3BlobStoreImpl final : public S3BlobStore {
   CondVar ended_;
   CondVar block_freed_;
   bool ending_ ABSL_GUARDED_BY(mutex_) = false;
+  std::atomic<bool> closing_{false};  // the same, for who waits
   absl::Time renewed_ ABSL_GUARDED_BY(mutex_) = absl::InfinitePast();
   int blocks_in_memory_ ABSL_GUARDED_BY(mutex_) = 0;
 
@@ -269,6 +272,7 @@ class S3BlobStoreImpl::Source final : public ByteSource {
       : store_(store), blob_(std::move(blob)), pin_(std::move(pin)) {}
   uint64_t size_bytes() const override { return blob_->ref.size_bytes; }
   absl::Status ReadAt(uint64_t offset, std::span<std::byte> out) override {
+    const Patience patience(stop_ != nullptr ? stop_ : Patience::Stop());
     const uint64_t size = blob_->ref.size_bytes;
     if (offset > size || out.size() > size - offset) {
       return absl::DataLossError(absl::StrCat("bytes ", offset, " to ",
@@ -303,6 +307,7 @@ class S3BlobStoreImpl::Source final : public ByteSource {
     for (uint64_t i = index + 1; i <= index + ahead && i < blocks; ++i) {
       if (store_->cache_->Has(blob_->object.key, i)) continue;
       store_->readers_->Add([store = store_, blob = blob_, i] {
+        const Patience patience(&store->closing_);
         store->GetBlock(*blob, i).IgnoreError();
       });
     }
@@ -311,6 +316,8 @@ class S3BlobStoreImpl::Source final : public ByteSource {
   S3BlobStoreImpl* const store_;
   const std::shared_ptr<const Readable> blob_;
   const std::unique_ptr<BlobPin> pin_;
+  // Of who opened it, for the threads that read for them.
+  const std::atomic<bool>* const stop_ = Patience::Stop();
   // The block read last; starts so that block 0 is its successor.
   std::atomic<uint64_t> last_{~uint64_t{0}};
 };
@@ -457,6 +464,7 @@ class S3BlobStoreImpl::Pieces {
         return;
       }
     }
+    const Patience patience(stop_);
     absl::StatusOr<S3Part> sent = SendPiece(i);
     MutexLock lock(&mutex_);
     if (sent.ok()) {
@@ -501,6 +509,8 @@ class S3BlobStoreImpl::Pieces {
   const Shape shape_;
   const uint64_t size_;
   const std::unique_ptr<SpoolFile> spool_;
+  // Of who made us, for the threads that send.
+  const std::atomic<bool>* const stop_ = Patience::Stop();
   Mutex mutex_;
   CondVar changed_;
   // Its size never changes.
@@ -1303,6 +1313,7 @@ absl::Status S3BlobStoreImpl::Fresh() {
 }
 
 void S3BlobStoreImpl::RenewLoop() {
+  const Patience patience(&closing_);
   const auto step = absl::ToChronoMilliseconds(options_.session_lease / 6);
   mutex_.Lock();
   while (!ending_) {
@@ -1391,7 +1402,11 @@ absl::Status S3BlobStoreImpl::FetchBlock(const Readable& blob, uint64_t index,
   {
     MutexLock lock(&mutex_);
     while (blocks_in_memory_ >= options_.max_blocks_in_memory) {
-      block_freed_.Wait(&mutex_);
+      if (Patience::Over()) {
+        return absl::CancelledError("given up: it is not wanted any more");
+      }
+      block_freed_.WaitUntil(
+          &mutex_, Patience::Next(Patience::Clock::time_point::max()));
     }
     ++blocks_in_memory_;
   }

@@ -16,6 +16,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
 #include "absl/time/clock.h"
+#include "core/base/patience.h"
 #include "core/base/sha256.h"
 #include "core/base/status_macros.h"
 #include "pugixml.hpp"
@@ -258,7 +259,7 @@ void S3Client::Backoff(int attempt, const HttpResponse& response) const {
         seconds,
         std::min<double>(asked, absl::ToDoubleSeconds(options_.max_backoff)));
   }
-  absl::SleepFor(absl::Seconds(seconds));
+  Patience::Sleep(absl::ToChronoNanoseconds(absl::Seconds(seconds)));
 }
 
 HttpResponse S3Client::SendOnce(const Call& call,
@@ -322,6 +323,11 @@ absl::StatusOr<HttpResponse> S3Client::Send(const Call& call) {
   bool skewed = false;
   absl::Status last;
   for (int attempt = 0; attempt < options_.max_attempts; ++attempt) {
+    if (Patience::Over()) {
+      return absl::CancelledError(
+          absl::StrCat(what, ": given up, it is not wanted any more",
+                       last.ok() ? "" : "; last: ", last.message()));
+    }
     absl::StatusOr<S3Credentials> credentials = options_.credentials->Get();
     if (!credentials.ok()) {
       if (!absl::IsUnavailable(credentials.status())) {
@@ -368,7 +374,7 @@ absl::StatusOr<HttpResponse> S3Client::Send(const Call& call) {
     }
     if (!response.transport.ok()) {
       if (response.transport.code() != absl::StatusCode::kUnavailable) {
-        ++counters_->failures;
+        if (!absl::IsCancelled(response.transport)) ++counters_->failures;
         return absl::Status(
             response.transport.code(),
             absl::StrCat(what, ": ", response.transport.message()));

@@ -5,9 +5,9 @@
 // (If-Match did not hold: the object changed), kPermissionDenied,
 // kUnauthenticated (no credentials), kInvalidArgument, kOutOfRange (range
 // beyond the object), kResourceExhausted (quota, disk of the store),
-// kUnimplemented, kUnavailable (after all retries), kDataLoss (the answer
-// contradicts itself). The message names the call, bucket and key, HTTP status,
-// S3's code and request id.
+// kUnimplemented, kUnavailable (after all retries), kCancelled (Patience was
+// over), kDataLoss (the answer contradicts itself). The message names the call,
+// bucket and key, HTTP status, S3's code and request id.
 #ifndef OVPRESS_SERVER_CLUSTER_S3_CLIENT_H_
 #define OVPRESS_SERVER_CLUSTER_S3_CLIENT_H_
 

@@ -10,6 +10,7 @@
 #include "absl/strings/str_split.h"
 #include "absl/time/clock.h"
 #include "core/base/mutex.h"
+#include "core/base/patience.h"
 #include "core/base/status_macros.h"
 #include "pugixml.hpp"
 
@@ -151,7 +152,12 @@ class ChainProvider final : public CredentialsProvider {
     request.body.bytes = AsBytes(form);
     HttpResponse response;
     for (int attempt = 0; attempt < 3; ++attempt) {
-      if (attempt > 0) absl::SleepFor(absl::Milliseconds(200 << attempt));
+      if (attempt > 0) {
+        Patience::Sleep(std::chrono::milliseconds(200 << attempt));
+        if (Patience::Over()) {
+          return absl::CancelledError("given up: it is not wanted any more");
+        }
+      }
       response = http_->Send(request);
       if (response.transport.ok() && response.status < 500) break;
     }

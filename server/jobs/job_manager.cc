@@ -13,6 +13,7 @@
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "core/base/mutex.h"
+#include "core/base/patience.h"
 #include "core/base/status_macros.h"
 #include "server/jobs/errors.h"
 #include "server/jobs/part_crew.h"
@@ -69,6 +70,9 @@ constexpr int kSharedAttempts = 2;
 
 // How long the end of a job waits for a shared database.
 constexpr absl::Duration kSharedStoreWait = absl::Minutes(10);
+// How long calls to a store that does not answer may hold up a shutdown. What
+// they could not tell it shows when the leases end.
+constexpr std::chrono::seconds kStopGrace{1};
 
 struct Running {
   JobRecord job;
@@ -263,6 +267,7 @@ class Manager final : public JobManager {
   void StopAdmitting() override {
     MutexLock lock(&mutex_);
     draining_ = true;
+    hurry_ = true;
   }
 
   DrainReport Drain(absl::Duration limit) override {
@@ -297,6 +302,7 @@ class Manager final : public JobManager {
       }
     }
     Reap();
+    const Patience patience(&hurry_, kStopGrace);
     if (const auto counts = options_.jobs->Count(std::nullopt); counts.ok()) {
       report.queued = counts->queued;
     }
@@ -404,6 +410,7 @@ class Manager final : public JobManager {
     bool wanted = true;
     while (true) {
       const auto start = std::chrono::steady_clock::now();
+      const Patience patience(&hurry_, kStopGrace);
       const bool look = !shared_ || wanted || start - looked_ >= kSharedLook;
       if (look) looked_ = start;
       RunTick(look);
@@ -470,6 +477,7 @@ class Manager final : public JobManager {
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;  // the time to drain is over
   bool exiting_ ABSL_GUARDED_BY(mutex_) = false;
   std::atomic<bool> stop_streams_{false};
+  std::atomic<bool> hurry_{false};  // draining_, for who waits
 };
 
 // --- submission ---
@@ -930,6 +938,9 @@ void Manager::RunJob(const std::shared_ptr<Running>& running) {
     }
     output = RunOnce(running);
   }
+  if (running->stop && absl::IsUnavailable(output.status())) {
+    output = absl::CancelledError(output.status().message());
+  }
   EndJob(*running, std::move(output));
   MutexLock lock(&mutex_);
   reserved_memory_ -= job.memory_bytes;
@@ -943,6 +954,7 @@ absl::StatusOr<RunOutput> Manager::RunOnce(
     const std::shared_ptr<Running>& running) {
   const JobRecord& job = running->job;
   if (running->stop) return absl::CancelledError("stopped before it began");
+  const Patience patience(&running->stop);
   const BlobRef inputs[] = {job.spec.xml, job.spec.bin};
   OVPRESS_ASSIGN_OR_RETURN(const std::unique_ptr<BlobPin> pin,
                            options_.blobs->Pin(job.spec.owner, inputs));
@@ -1004,6 +1016,7 @@ void Manager::EndJob(Running& running, absl::StatusOr<RunOutput> output) {
     outcome.result = std::move(output->result);
   } else if (reason == StopReason::kShutdown &&
              absl::IsCancelled(output.status())) {
+    const Patience patience(&stop_streams_, kStopGrace);
     const absl::Status status =
         options_.jobs->Requeue(job.id, job.lease.fencing_token);
     Log(Observer::Severity::kInfo, job.id,
@@ -1068,6 +1081,7 @@ absl::Status Manager::StoreEnd(const JobRecord& job,
   // database that is restarted comes back, and as long as it is away nobody
   // else can take the job: the work of hours is worth the wait.
   const auto until = After(shared_ ? kSharedStoreWait : absl::Seconds(2));
+  const Patience patience(&stop_streams_, kStopGrace);
   while (true) {
     const absl::Status stored =
         options_.jobs->Finish(job.id, job.lease.fencing_token, outcome);

@@ -8,6 +8,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "core/base/mutex.h"
+#include "core/base/patience.h"
 #include "core/base/status_macros.h"
 
 namespace ovpress {
@@ -215,6 +216,7 @@ absl::Status Crew::WorkOn(const TakenPart& part, RunContext context,
     active->done_bytes = progress.bytes_done;
   };
   context.board = nullptr;
+  const Patience patience(context.stop);
   OVPRESS_ASSIGN_OR_RETURN(
       const std::string result,
       options_.runner->RunPart(part.spec, part.common, part.order, context));

@@ -9,6 +9,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "core/base/patience.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "tests/cluster/temp_postgres.h"
@@ -249,6 +250,54 @@ TEST_F(PgTest, AFrozenDatabaseDoesNotFreezeCallers) {
               StatusIs(absl::StatusCode::kUnavailable, HasSubstr("no answer")));
   EXPECT_TRUE(PgOutcomeUnknown(rows.status()));
   EXPECT_LT(absl::Now() - start, absl::Seconds(9));
+  EXPECT_TRUE(pool->Read("SELECT 1").ok());
+}
+
+TEST_F(PgTest, ACallThatIsNotWantedAnyMoreEndsSoon) {
+  auto pool = Open();
+  std::atomic<bool> stop{false};
+  const auto after_a_moment = [&stop] {
+    stop = false;
+    return std::thread([&stop] {
+      std::this_thread::sleep_for(std::chrono::milliseconds(200));
+      stop = true;
+    });
+  };
+  const auto ends_soon = [&](const absl::Status& status, absl::Time start) {
+    EXPECT_THAT(status, StatusIs(absl::StatusCode::kCancelled,
+                                 HasSubstr("not wanted")));
+    EXPECT_LT(absl::Now() - start, absl::Seconds(1));
+    EXPECT_GE(absl::Now() - start, absl::Milliseconds(200));
+  };
+  // A statement that is not answered, alone and in a transaction.
+  TempPostgres::Get().Do("pause");
+  {
+    const Patience patience(&stop);
+    std::thread stopper = after_a_moment();
+    absl::Time start = absl::Now();
+    ends_soon(pool->Read("SELECT 1").status(), start);
+    stopper.join();
+  }
+  TempPostgres::Get().Do("resume");
+  {
+    const Patience patience(&stop);
+    std::thread stopper = after_a_moment();
+    const absl::Time start = absl::Now();
+    ends_soon(pool->Transaction([&](PgSession& session) {
+      return session.Query("SELECT pg_sleep(8)").status();
+    }),
+              start);
+    stopper.join();
+  }
+  // Waits for a database that is away; with grace, a little longer.
+  TempPostgres::Get().Do("stop");
+  {
+    stop = true;
+    const Patience patience(&stop, std::chrono::milliseconds(300));
+    const absl::Time start = absl::Now();
+    ends_soon(pool->Read("SELECT 1").status(), start);
+  }
+  TempPostgres::Get().Do("start");
   EXPECT_TRUE(pool->Read("SELECT 1").ok());
 }
 

@@ -9,6 +9,7 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "core/base/patience.h"
 #include "core/base/sha256.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -300,6 +301,51 @@ TEST_F(S3ClientTest, GivesUpAfterItsTriesAndSaysSo) {
                        AllOf(HasSubstr("503 SlowDown: why (request R1)"),
                              HasSubstr("4 tries"))));
   EXPECT_EQ(server.requests().size(), 4);
+}
+
+// The store asks for ten seconds of pause, or says nothing, or stops in the
+// middle of a body.
+TEST_F(S3ClientTest, ACallThatIsNotWantedAnyMoreEndsSoon) {
+  enum class Trouble { kSlowDown, kSilence, kHalf };
+  for (const Trouble trouble :
+       {Trouble::kSlowDown, Trouble::kSilence, Trouble::kHalf}) {
+    FakeHttpServer server([&](const FakeRequest& request) {
+      FakeAnswer answer = Error(503, "SlowDown");
+      answer.headers.emplace_back("Retry-After", "10");
+      if (trouble == Trouble::kSlowDown) return answer;
+      answer = Range(request, Content(1000));
+      answer.cut_after = trouble == Trouble::kSilence ? 0 : 500;
+      answer.stall = true;
+      return answer;
+    });
+    S3ClientOptions options;
+    options.endpoint = server.endpoint();
+    options.path_style = true;
+    options.credentials = MakeStaticCredentials(
+        {.access_key_id = "key", .secret_access_key = "secret"});
+    const auto client = *S3Client::Create(options);
+    std::atomic<bool> stop{false};
+    std::thread stopper([&] {
+      std::this_thread::sleep_for(std::chrono::milliseconds(300));
+      stop = true;
+    });
+    const absl::Time start = absl::Now();
+    {
+      const Patience patience(&stop);
+      std::string out(1000, ' ');
+      EXPECT_THAT(
+          client->GetRange("bucket", "key", 0, AsWritableBytes(out), {}),
+          StatusIs(StatusCode::kCancelled, HasSubstr("not wanted")));
+      // Nothing is begun any more, either.
+      EXPECT_THAT(client->Put("bucket", "key", {}),
+                  StatusIs(StatusCode::kCancelled, HasSubstr("not wanted")));
+    }
+    EXPECT_LT(absl::Now() - start, absl::Seconds(1.8));
+    EXPECT_GE(absl::Now() - start, absl::Seconds(0.3));
+    EXPECT_EQ(server.requests().size(), 1);
+    EXPECT_EQ(client->Stats().failures, 0);
+    stopper.join();
+  }
 }
 
 TEST_F(S3ClientTest, NobodyListens) {
