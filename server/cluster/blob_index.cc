@@ -157,6 +157,9 @@ absl::StatusOr<std::unique_ptr<BlobIndex>> BlobIndex::Open(
 
 // What is ours goes at once; a crash leaves that to the lease.
 BlobIndex::~BlobIndex() {
+  // A session that cannot be ended ends by itself.
+  static constexpr std::atomic<bool> kStop{true};
+  const Patience patience(&kStop, std::chrono::seconds(1));
   options_.pool
       ->Query("UPDATE blob_sessions SET expires_us = 0 WHERE session = $1",
               {session()}, PgPool::Repeat::kRepeatable)

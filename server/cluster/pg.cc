@@ -341,7 +341,14 @@ class PgConnection {
         timeout.c_str(), options.application_name.c_str(), "15",   "5",    "3",
         "15000",         options.conninfo.c_str(),         "UTF8", nullptr};
     auto connection = std::make_unique<PgConnection>();
-    connection->raw_ = PQconnectdbParams(keywords, values, 1);
+    if (Patience::Stop() == nullptr || !Patience::Stop()->load()) {
+      connection->raw_ = PQconnectdbParams(keywords, values, 1);
+    } else {
+      // Whoever waits is about to lose patience: look while it connects. (Not
+      // always so, for then libpq has no time limit for each of several hosts.)
+      connection->raw_ = PQconnectStartParams(keywords, values, 1);
+      if (!connection->WaitForStart()) return GivenUp();
+    }
     PGconn* const raw = connection->raw_;
     if (raw == nullptr) return absl::ResourceExhaustedError("out of memory");
     if (PQstatus(raw) != CONNECTION_OK) {
@@ -427,6 +434,23 @@ class PgConnection {
   }
 
  private:
+  // Until the connection is made or has failed; false if patience is over.
+  bool WaitForStart() {
+    PostgresPollingStatusType next = PGRES_POLLING_WRITING;
+    while (raw_ != nullptr && PQstatus(raw_) != CONNECTION_BAD &&
+           next != PGRES_POLLING_OK && next != PGRES_POLLING_FAILED) {
+      if (Patience::Over()) return false;
+      pollfd socket{.fd = PQsocket(raw_),
+                    .events = static_cast<int16_t>(
+                        next == PGRES_POLLING_READING ? POLLIN : POLLOUT),
+                    .revents = 0};
+      if (::poll(&socket, 1, static_cast<int>(Patience::kLook.count())) > 0) {
+        next = PQconnectPoll(raw_);
+      }
+    }
+    return true;
+  }
+
   absl::Status Lost(absl::string_view message) {
     lost_ = true;
     return LostError(message);
