@@ -19,6 +19,7 @@ import re
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -26,6 +27,8 @@ import time
 import traceback
 import urllib.error
 import urllib.request
+
+import proxies
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 MODEL = ROOT / "tests/data/models/llama/openvino_model.xml"
@@ -128,7 +131,7 @@ class Postgres:
 
 
 class Server:
-    def __init__(self, context, folder, *flags, database=None):
+    def __init__(self, context, folder, *flags, database=None, plain=False):
         folder.mkdir()
         self.log = folder / "log"
         ports = folder / "ports"
@@ -136,8 +139,8 @@ class Server:
                            OVPRESS_JOB_STORE=database or context.postgres.address)
         with open(self.log, "w") as log:
             self.process = subprocess.Popen(
-                [context.build / "server/ovpress-server", "--listen=127.0.0.1:0", "--metrics=127.0.0.1:0",
-                 f"--data-dir={folder}/data", f"--port-file={ports}", "--min-free-bytes=0", *flags],
+                [context.build / "server/ovpress-server", f"--data-dir={folder}/data", f"--port-file={ports}",
+                 *([] if plain else ["--listen=127.0.0.1:0", "--metrics=127.0.0.1:0", "--min-free-bytes=0"]), *flags],
                 stdout=log, stderr=log, env=environment)
         deadline = time.monotonic() + 30
         while not ports.exists():
@@ -287,6 +290,95 @@ def test_an_object_store_with_a_queue_of_one_server_is_warned_of(c):
     several = c.s3_server()
     several.stop()
     assert "only server" not in several.log.read_text()
+
+
+def certificates(folder):
+    """A CA, a certificate for 127.0.0.1 of it, and another CA."""
+    folder.mkdir()
+
+    def openssl(*arguments):
+        subprocess.run(["openssl", *map(str, arguments)], check=True, capture_output=True, cwd=folder)
+
+    for name in ("ca", "other"):
+        openssl("req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", f"/CN={name}", "-keyout", f"{name}.key",
+                "-out", f"{name}.pem")
+    openssl("req", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=store", "-keyout", "store.key", "-out", "store.csr")
+    (folder / "names").write_text("subjectAltName=IP:127.0.0.1\n")
+    openssl("x509", "-req", "-in", "store.csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-days", "2",
+            "-extfile", "names", "-out", "store.pem")
+
+
+def test_tls_with_a_ca_of_ones_own(c):
+    folder = c.folder / "tls"
+    certificates(folder)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(folder / "store.pem", folder / "store.key")
+    secured = proxies.BusyStore(c.seaweed.port, tls=context)
+    flags = ["--blob-store=s3://store/tls", f"--s3-endpoint={secured.endpoint}", "--s3-path-style"]
+    database = c.postgres.schema("tls")
+    out, local = c.folder / "tls.xml", c.folder / "tls_local.xml"
+    c.cli("compress", MODEL, "-o", local, "-q", *OPTIONS)
+    try:
+        server = Server(c, folder / "right", *flags, f"--s3-ca-file={folder}/ca.pem", database=database)
+        try:
+            c.cli("compress", MODEL, "-o", out, "-q", "--server", server.address, *OPTIONS)
+            assert sha(out.with_suffix(".bin")) == sha(local.with_suffix(".bin"))
+            assert server.metric("ovpress_s3_retries_total") == 0
+        finally:
+            server.stop()
+        for name, more, words in (("wrong", [f"--s3-ca-file={folder}/other.pem"], "certificate"), ("system", [], "certificate"),
+                                  ("gone", [f"--s3-ca-file={folder}/gone.pem"], "gone.pem")):
+            begin = time.monotonic()
+            try:
+                Server(c, folder / name, *flags, *more, database=database).stop()
+            except AssertionError:
+                lines = [line for line in (folder / name / "log").read_text().splitlines() if line.startswith("ovpress-server: ")]
+                assert len(lines) == 1 and words in lines[0], lines
+                # At once: trying again cannot help.
+                assert time.monotonic() - begin < 5
+            else:
+                raise AssertionError(f"{name} was taken")
+    finally:
+        secured.close()
+
+
+def test_the_overlays_configuration_starts(c):
+    """The file of the ConfigMap as it is, but for the addresses."""
+    text = (ROOT / "deploy/kubernetes/overlays/cluster/server.conf").read_text()
+    secret = c.folder / "job-store"
+    secret.write_text(c.postgres.schema("overlay") + "\n")
+    for name, value in (("listen", "127.0.0.1:0"), ("metrics", "127.0.0.1:0"), ("job-store-file", secret),
+                        ("blob-store", f"s3://store/overlay\ns3-endpoint={c.seaweed.endpoint}\ns3-path-style=true")):
+        text, count = re.subn(rf"^{name}=.*$", lambda _, n=name, v=value: f"{n}={v}", text, flags=re.M)
+        assert count == 1, name
+    configuration = c.folder / "server.conf"
+    configuration.write_text(text)
+    # As the pod starts it: flags on the command line are those of deployment.yaml.
+    server = Server(c, c.folder / "overlay", f"--config={configuration}", "--server-id=ovpress-5d9c-x", database="sqlite",
+                    plain=True)
+    try:
+        out, local = c.folder / "overlay.xml", c.folder / "overlay_local.xml"
+        c.cli("compress", MODEL, "-o", local, "-q", *OPTIONS)
+        c.cli("compress", MODEL, "-o", out, "-q", "--server", server.address, *OPTIONS)
+        assert sha(out.with_suffix(".bin")) == sha(local.with_suffix(".bin"))
+        assert any(key.startswith("overlay/") for key in c.seaweed.keys("store"))
+        log = server.log.read_text()
+        assert "as ovpress-5d9c-x" in log and '"level":"warn' not in log, log
+    finally:
+        server.stop()
+
+
+def test_what_shared_stores_count_is_watched(c):
+    watched = set()
+    for file in (*(ROOT / "deploy/prometheus").glob("*.yaml"), ROOT / "deploy/grafana/dashboards/ovpress.json"):
+        watched |= set(re.findall(r"ovpress_(?:database|s3)_\w+", file.read_text()))
+    server = c.s3_server()
+    try:
+        with urllib.request.urlopen(f"http://{server.http}/metrics", timeout=10) as answer:
+            offered = set(re.findall(r"^(ovpress_(?:database|s3)_\w+)", answer.read().decode(), re.M))
+    finally:
+        server.stop()
+    assert offered and watched == offered, watched ^ offered
 
 
 def test_a_killed_server_leaves_nothing_for_ever(c):

@@ -32,6 +32,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "tests/integration"), str(ROOT / "tests/cluster")]
 import harness  # noqa: E402
 import object_store  # noqa: E402
+import proxies  # noqa: E402
 
 LEASE = 3  # seconds; the default of 30 would make each death a long wait
 FAKETIME = pathlib.Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1")
@@ -462,8 +463,9 @@ def test_a_cancelled_shared_job_stops_everywhere(c: Context):
         assert client.metadata(ended).attempt == 1 and client.result(ended)
 
 
-def chaos(c: Context, xml: bytes, data: bytes, options: dict, digest: str, flags=(), pause: float = 0.3):
-    """Jobs and uploads all the time, while something is killed, frozen or restarted every second or two."""
+def chaos(c: Context, xml: bytes, data: bytes, options: dict, digest: str, flags=(), pause: float = 0.3, blow=None, calm=None):
+    """Jobs and uploads all the time, while something is killed, frozen or restarted every second or two; or, instead, `blow(chance)` is called,
+    which says what it did, and `calm()` at the end."""
     chance = random.Random(c.seed)
     with c.cluster(flags=flags) as replicas:
         model = replicas[0].client().upload_model(xml, data)
@@ -502,6 +504,9 @@ def chaos(c: Context, xml: bytes, data: bytes, options: dict, digest: str, flags
         end = time.monotonic() + c.chaos_seconds
         while time.monotonic() < end:
             time.sleep(chance.uniform(0.5, 2))
+            if blow:
+                done.append(blow(chance))
+                continue
             what = chance.choice(["kill", "kill", "freeze", "stop", "database", "crash", "objects"])
             victim = chance.choice(replicas)
             done.append(what)
@@ -526,6 +531,8 @@ def chaos(c: Context, xml: bytes, data: bytes, options: dict, digest: str, flags
         stop.set()
         for thread in threads:
             thread.join()
+        if calm:
+            calm()
         client = replicas[0].client()
         for request, name in jobs.items():
             ended = client.wait(client.lro.Operation(name=name), seconds=120)
@@ -541,6 +548,11 @@ def chaos(c: Context, xml: bytes, data: bytes, options: dict, digest: str, flags
             if not token:
                 break
         assert listed >= set(jobs.values()) and len(set(jobs.values())) == len(jobs)
+        if blow:
+            # Nobody died, so all ends are in the counts: one for each job.
+            for name in listed - set(jobs.values()):
+                client.wait(client.lro.Operation(name=name), seconds=120)
+            assert finishes(replicas, len(listed)), (finished(replicas), len(listed))
         parts = sum(parts_done(r) for r in replicas)
         print(f"     chaos: {len(jobs)} jobs, {parts:.0f} parts since the last starts, {len(blobs)} uploads, {refused[0]} calls refused, {len(done)} blows: {' '.join(done)}")
 
@@ -553,6 +565,124 @@ def test_chaos(c: Context):
 def test_chaos_of_shared_jobs(c: Context):
     xml, data, digest = c.model(count=24)
     chaos(c, xml, data, OPTIONS, digest, flags=["--share-jobs-above=8MiB"], pause=3)
+
+
+# --- bad networks ---
+
+
+class Through:
+    """The stores by way of `door` and `store`: Context.postgres and .seaweed for clusters to be made."""
+
+    def __init__(self, c: Context):
+        self.postgres, self.seaweed = c.postgres, c.seaweed
+        self.door = proxies.Door(str(c.postgres.folder / ".s.PGSQL.5432"))
+        self.store = proxies.BusyStore(c.seaweed.port, c.seed)
+
+    def new_schema(self) -> str:
+        direct = self.postgres.new_schema()
+        assert f"host={self.postgres.folder} " in direct, direct
+        return direct.replace(f"host={self.postgres.folder} ", f"host=127.0.0.1 port={self.door.port} ")
+
+    def flags(self) -> list[str]:
+        return [flag.replace(self.seaweed.endpoint, self.store.endpoint) for flag in self.seaweed.flags()]
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.door.close()
+        self.store.close()
+
+
+def small_job(c: Context):
+    digest = hashlib.sha256(c.local(harness.MODEL, "--mode=int4_sym", "--group-size=32")[1]).hexdigest()
+    return c.xml, c.bin, {"mode": "int4_sym", "group_size": 32}, digest
+
+
+def test_an_object_store_that_is_busy_and_cuts(c: Context):
+    with Through(c) as through:
+        c.postgres = c.seaweed = through
+
+        def blow(chance):
+            # Sometimes a burst in which every second request fails.
+            worst = chance.random() < 0.2
+            through.store.faults = {name: weight * (5 if worst else 1) for name, weight in
+                                    (("slow", 0.04), ("reset", 0.02), ("lost", 0.02), ("half", 0.02), ("stall", 0.005))}
+            return "burst" if worst else "some"
+
+        def calm():
+            through.store.faults = {}
+
+        chaos(c, *small_job(c), blow=blow, calm=calm)
+        print(f"     the store: {through.store.made}")
+        assert set(through.store.made) >= {"slow", "reset", "lost"}, through.store.made
+
+
+def test_a_database_that_stalls_and_is_cut_off(c: Context):
+    with Through(c) as through:
+        c.postgres = c.seaweed = through
+
+        def blow(chance):
+            what = chance.choice(["cut", "stall", "stall", "long stall"])
+            if what == "cut":
+                through.door.cut()
+            else:
+                through.door.shut.set()
+                time.sleep(chance.uniform(0.2, 1.5) if what == "stall" else LEASE + 1)
+                if chance.random() < 0.5:
+                    through.door.cut()
+                through.door.shut.clear()
+            return what
+
+        chaos(c, *small_job(c), blow=blow)
+        assert through.door.cuts > 0
+
+
+def test_a_cancel_and_a_stop_wait_for_no_store(c: Context):
+    xml, data, digest = c.model()
+    with Through(c) as through:
+        c.postgres = c.seaweed = through
+        with c.cluster(count=2) as replicas:
+            client = replicas[0].client()
+            model = client.upload_model(xml, data)
+            # What the cache has is not asked for: the job stalls where it writes.
+            job = slow_job(client, model)
+            runner_of(c, replicas, job)
+            through.store.silent.set()
+            time.sleep(2)
+            assert not get(client, job).done
+            client.operations.CancelOperation(client.lro.CancelOperationRequest(name=job.name))
+            begin = time.monotonic()
+            assert client.wait(job).error.code == 1
+            took = time.monotonic() - begin
+            through.store.silent.clear()
+            # One second until the server that runs it looks, one until the request ends.
+            assert took < 2.5, took
+            # Both stores are silent, and the server is to stop.
+            job = slow_job(client, model)
+            victim = runner_of(c, replicas, job)
+            through.store.silent.set()
+            through.door.shut.set()
+            time.sleep(1)
+            begin = time.monotonic()
+            assert victim.stop() == 0
+            stopped = time.monotonic() - begin
+            through.store.silent.clear()
+            through.door.shut.clear()
+            print(f"     cancelled after {took:.1f} s, stopped after {stopped:.1f} s")
+            # A connection that was being made may take its five seconds.
+            assert stopped < 12, stopped
+            other = next(r for r in replicas if r is not victim).client()
+            assert other.result(other.wait(job, seconds=LEASE + 60)).model.bin.sha256 == digest
+
+
+def test_servers_start_together_on_nothing(c: Context):
+    for _ in range(3):
+        with c.cluster(count=2) as replicas:
+            one, two = (r.client() for r in replicas)
+            model = one.upload_model(c.xml, c.bin)
+            made = two.result(two.wait(two.submit(model, options={"mode": "int8_sym"})))
+            assert one.read(made.model.bin) == two.read(made.model.bin) == c.local(harness.MODEL, "--mode=int8_sym")[1]
 
 
 def service_tests(c: Context):
