@@ -254,7 +254,7 @@ size_t BlocksOfRows(D d, const T* at, size_t rows, size_t length, T* lo,
 #endif  // OVPRESS_ROWS_AT_ONCE
 
 // Rows that are quantized together: their ranges, then their steps, then their
-// codes. A multiple of every vector's length.
+// codes. A multiple of the length of every vector of floats.
 constexpr size_t kRowsAtOnce = 64;
 
 // Ranges of up to kRowsAtOnce rows, as f32. lo and hi have kRowsAtOnce places;
@@ -280,7 +280,8 @@ bool RowRanges(const uint8_t* source, size_t rows, size_t length, float* lo,
                        raw_hi + row);
   }
   const DF df;
-  const hn::ScalableTag<T> d;
+  // SVE has vectors of up to 256 bytes: more 16-bit lanes than places.
+  const hn::CappedTag<T, kRowsAtOnce> d;
   using V = hn::Vec<decltype(d)>;
   constexpr int kShift = sizeof(T) * 8 - 1;
   const size_t n = hn::Lanes(df);
