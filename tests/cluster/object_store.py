@@ -67,7 +67,7 @@ class Seaweed:
             self.process = subprocess.Popen(
                 [weed, "server", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-s3", f"-s3.port={port}",
                  f"-s3.config={folder}/s3.json", "-s3.port.iceberg=0", "-s3.port.lance=0", f"-s3.port.grpc={port + 5}", "-filer",
-                 f"-filer.port={port + 1}", f"-master.port={port + 2}", f"-volume.port={port + 3}", "-volume.max=200",
+                 f"-filer.port={port + 1}", f"-master.port={port + 2}", f"-volume.port={port + 3}", "-volume.max=400",
                  "-master.volumeSizeLimitMB=64", "-master.electionTimeout=1s", "-master.telemetry=false"],
                 stdout=log, stderr=log)
         for _ in range(600):
