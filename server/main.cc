@@ -164,6 +164,10 @@ void RegisterFlags(CLI::App* app, ServerFlags* flags) {
       ->group("Limits");
   AddSeconds(app, "--upload-ttl", &store.upload_ttl,
              "An upload without any byte for so long is forgotten");
+  AddSeconds(app, "--damaged-ttl", &store.damaged_ttl,
+             "How long blobs that failed their digest are kept");
+  AddBytes(app, "--max-damaged-bytes", &store.max_damaged_bytes,
+           "Most that is kept of them");
   AddSeconds(app, "--min-blob-age", &store.min_blob_age,
              "A blob used within this time is not evicted");
   AddSeconds(app, "--max-run-time", &jobs.max_run_time, "Longest run of a job");

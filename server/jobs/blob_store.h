@@ -124,6 +124,8 @@ struct BlobStoreStats {
   uint64_t staged_bytes = 0;  // reserved for uploads
   uint64_t upload_count = 0;
   uint64_t reserved_bytes = 0;  // SpaceReservations and scratch
+  uint64_t damaged_bytes = 0;   // set aside
+  uint64_t damaged_count = 0;
   uint64_t pinned_bytes = 0;
   uint64_t limit_bytes = 0;  // what all of it together may take now
   uint64_t evicted_bytes_total = 0;
@@ -246,7 +248,8 @@ class BlobStore {
 
   // --- upkeep ---
 
-  // Drops expired uploads, evicts down to the limit. Called now and then.
+  // Drops expired uploads and old damaged blobs, evicts down to the limit.
+  // Called now and then.
   virtual void Sweep() = 0;
   virtual BlobStoreStats Stats() = 0;
 };

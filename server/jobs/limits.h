@@ -56,6 +56,11 @@ struct StoreLimits {
   // A blob used within this time is not evicted: covers the gap between an
   // upload (or FindMissingBlobs) and the CompressModel that names it.
   absl::Duration min_blob_age = absl::Minutes(30);
+  // Blobs that failed their digest are kept so long, and so many bytes of them,
+  // for whoever wants to know what the disk did; one that is larger goes at
+  // once. They count as part of the store and make room before anything else.
+  absl::Duration damaged_ttl = absl::Hours(24 * 7);
+  uint64_t max_damaged_bytes = 4ull << 30;
   // A writer that sent nothing for so long gives way to a new one on the same
   // upload (half-open connections); before that the new one gets kAborted.
   absl::Duration writer_takeover = absl::Seconds(10);

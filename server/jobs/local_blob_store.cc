@@ -320,8 +320,21 @@ class LocalBlobStore final : public BlobStore {
   // right.
   absl::Status Spoil(const BlobRef& ref, ino_t examined,
                      absl::string_view what);
+  // Moves a blob's file to corrupt/, or deletes it if it does not fit there.
+  void SetAside(const BlobRef& ref) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void AddDamaged(const std::string& name, uint64_t size_bytes,
+                  absl::Time since) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // Deletes the oldest of corrupt/; false if there is none. `why` is for the
+  // log.
+  bool DropOldestDamaged(absl::string_view why)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // The same if they are too many bytes or it is too old.
+  bool TrimDamaged(absl::Time now) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void Log(Observer::Severity severity, const std::string& text) const {
+    if (options_.observer) options_.observer->OnLog(severity, "", text);
+  }
   uint64_t UsedBytes() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
-    return blob_bytes_ + staged_bytes_ + reserved_bytes_;
+    return blob_bytes_ + staged_bytes_ + reserved_bytes_ + damaged_bytes_;
   }
   uint64_t LimitBytes() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   OwnerQuota QuotaOf(absl::string_view owner_name) const {
@@ -376,6 +389,10 @@ class LocalBlobStore final : public BlobStore {
   // The same by owner; owners without any are not in it.
   std::map<std::string, uint64_t> reserved_by_owner_ ABSL_GUARDED_BY(mutex_);
   uint64_t evicted_bytes_ ABSL_GUARDED_BY(mutex_) = 0;
+  // Sizes of the files in corrupt/, by when they were set aside and their name.
+  std::map<std::pair<absl::Time, std::string>, uint64_t> damaged_
+      ABSL_GUARDED_BY(mutex_);
+  uint64_t damaged_bytes_ ABSL_GUARDED_BY(mutex_) = 0;
 };
 
 // --- helpers with a handle ---
@@ -687,6 +704,16 @@ absl::Status LocalBlobStore::Recover(RecoveryReport* report) {
   }
   MutexLock lock(&mutex_);
   std::error_code error;
+  for (const auto& entry : fs::directory_iterator(Path("corrupt"), error)) {
+    struct stat info {};
+    if (::lstat(entry.path().c_str(), &info) != 0 || !S_ISREG(info.st_mode)) {
+      continue;  // somebody else's; DropOldestDamaged() deletes files only
+    }
+    AddDamaged(entry.path().filename().string(),
+               static_cast<uint64_t>(info.st_size),
+               absl::FromTimeT(info.st_mtime));
+  }
+  if (error) return ErrnoToStatus(error.value(), "reading " + Path("corrupt"));
   for (const auto& entry :
        fs::recursive_directory_iterator(Path("blobs"), error)) {
     if (!entry.is_regular_file()) continue;
@@ -696,8 +723,8 @@ absl::Status LocalBlobStore::Recover(RecoveryReport* report) {
     if (!ref.has_value() || ::stat(path.c_str(), &info) != 0) continue;
     if (static_cast<uint64_t>(info.st_size) != ref->size_bytes) {
       ++report->corrupt_blobs;
-      OVPRESS_RETURN_IF_ERROR(
-          Rename(path, absl::StrCat(root_, "/corrupt/", FileName(*ref))));
+      if (options_.observer) options_.observer->OnBlobCorrupt(*ref);
+      SetAside(*ref);
       continue;
     }
     BlobInfo& blob = blobs_[*ref];
@@ -782,7 +809,8 @@ uint64_t LocalBlobStore::LimitBytes() {
   struct statvfs info {};
   if (::statvfs(root_.c_str(), &info) == 0) {
     const uint64_t free = static_cast<uint64_t>(info.f_bavail) * info.f_frsize;
-    const uint64_t on_disk = blob_bytes_ + staged_written_ + reserved_written_;
+    const uint64_t on_disk =
+        blob_bytes_ + staged_written_ + reserved_written_ + damaged_bytes_;
     const uint64_t spare = free > options_.limits.min_free_bytes
                                ? free - options_.limits.min_free_bytes
                                : 0;
@@ -886,7 +914,7 @@ absl::Status LocalBlobStore::MakeRoom(absl::string_view owner_name,
   LimitDetails details{.requested = size_bytes};
   uint64_t limit = LimitBytes();
   while (UsedBytes() + size_bytes > limit) {
-    if (!EvictOne(Now())) {
+    if (!DropOldestDamaged("its room is needed") && !EvictOne(Now())) {
       details.limit = "max_store_bytes";
       details.subject = "server";
       details.limit_value = limit;
@@ -1141,12 +1169,80 @@ absl::Status LocalBlobStore::Spoil(const BlobRef& ref, ino_t examined,
     return absl::OkStatus();
   }
   if (options_.observer) options_.observer->OnBlobCorrupt(ref);
-  Rename(BlobPath(ref), absl::StrCat(root_, "/corrupt/", FileName(ref)))
-      .IgnoreError();
+  if (look.has_value()) SetAside(ref);
   Drop(ref);
   return absl::DataLossError(
       absl::StrCat("stored ", BlobName(ref), " ", what,
                    "; it was set aside, upload it again or run its job again"));
+}
+
+void LocalBlobStore::AddDamaged(const std::string& name, uint64_t size_bytes,
+                                absl::Time since) {
+  damaged_[{since, name}] = size_bytes;
+  damaged_bytes_ += size_bytes;
+}
+
+void LocalBlobStore::SetAside(const BlobRef& ref) {
+  const std::string name = FileName(ref);
+  const std::string path = Path("corrupt/" + name);
+  // The file of the same blob that was damaged before is replaced.
+  const auto earlier = std::find_if(
+      damaged_.begin(), damaged_.end(),
+      [&](const auto& entry) { return entry.first.second == name; });
+  if (earlier != damaged_.end()) {
+    damaged_bytes_ -= earlier->second;
+    damaged_.erase(earlier);
+  }
+  struct stat info {};
+  const absl::Status moved =
+      ::stat(BlobPath(ref).c_str(), &info) != 0
+          ? ErrnoToStatus(errno, absl::StrCat("examining ", BlobPath(ref)))
+      : static_cast<uint64_t>(info.st_size) > options_.limits.max_damaged_bytes
+          ? absl::ResourceExhaustedError("larger than max_damaged_bytes")
+          : Rename(BlobPath(ref), path);
+  if (!moved.ok()) {
+    // It must not be taken for a blob again, so it cannot stay either.
+    ::unlink(BlobPath(ref).c_str());
+    Log(Observer::Severity::kWarning,
+        absl::StrCat("damaged ", BlobName(ref),
+                     " was deleted, not set aside: ", moved.message()));
+    return;
+  }
+  const absl::Time now = Now();
+  const timespec time = absl::ToTimespec(now);
+  const timespec times[2] = {time, time};
+  ::utimensat(AT_FDCWD, path.c_str(), times, 0);
+  AddDamaged(name, static_cast<uint64_t>(info.st_size), now);
+  Log(Observer::Severity::kWarning,
+      absl::StrCat("damaged ", BlobName(ref), " was set aside as ", path, "; ",
+                   damaged_.size(), " files of ", damaged_bytes_,
+                   " bytes are there"));
+  while (TrimDamaged(now)) {
+  }
+}
+
+bool LocalBlobStore::DropOldestDamaged(absl::string_view why) {
+  if (damaged_.empty()) return false;
+  const auto oldest = damaged_.begin();
+  const std::string path = Path("corrupt/" + oldest->first.second);
+  // What cannot be deleted is not counted any more: the next start sees it.
+  const bool deleted = ::unlink(path.c_str()) == 0 || errno == ENOENT;
+  Log(deleted ? Observer::Severity::kInfo : Observer::Severity::kWarning,
+      absl::StrCat(path,
+                   deleted ? " was deleted: " : " cannot be deleted: ", why));
+  damaged_bytes_ -= oldest->second;
+  damaged_.erase(oldest);
+  return true;
+}
+
+bool LocalBlobStore::TrimDamaged(absl::Time now) {
+  const StoreLimits& limits = options_.limits;
+  if (damaged_bytes_ > limits.max_damaged_bytes) {
+    return DropOldestDamaged("damaged blobs are more than max_damaged_bytes");
+  }
+  return !damaged_.empty() &&
+         now - damaged_.begin()->first.first >= limits.damaged_ttl &&
+         DropOldestDamaged("it was kept for damaged_ttl");
 }
 
 absl::Status LocalBlobStore::Release(absl::string_view owner,
@@ -1401,7 +1497,11 @@ void LocalBlobStore::Sweep() {
   while (std::chrono::steady_clock::now() < until) {
     {
       MutexLock lock(&mutex_);
-      if (UsedBytes() <= LimitBytes() || !EvictOne(now)) break;
+      if (!TrimDamaged(now) &&
+          (UsedBytes() <= LimitBytes() ||
+           (!DropOldestDamaged("its room is needed") && !EvictOne(now)))) {
+        break;
+      }
     }
     std::this_thread::sleep_for(std::chrono::milliseconds(1));
   }
@@ -1415,6 +1515,8 @@ BlobStoreStats LocalBlobStore::Stats() {
   stats.staged_bytes = staged_bytes_;
   stats.upload_count = staged_.size();
   stats.reserved_bytes = reserved_bytes_;
+  stats.damaged_bytes = damaged_bytes_;
+  stats.damaged_count = damaged_.size();
   for (const auto& [ref, info] : blobs_) {
     if (info.pins > 0) stats.pinned_bytes += ref.size_bytes;
   }

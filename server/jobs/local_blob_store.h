@@ -5,7 +5,7 @@
 //   uploads/{sha256 of owner}-{uuid}/data      staged bytes
 //   uploads/.../record                         name, owner, durable length
 //   tmp/      outputs and scratch; emptied at start
-//   corrupt/  blobs that failed their digest
+//   corrupt/  blobs that failed their digest; mtime = when that was seen
 //   LOCK      one process at a time
 //
 // A blob becomes visible by fsync(data), a second name under blobs/,

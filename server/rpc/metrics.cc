@@ -109,7 +109,8 @@ class MetricsImpl final : public Metrics {
     draining_.Set(job.draining ? 1 : 0);
     const BlobStoreStats store = blobs->Stats();
     store_.Set(static_cast<double>(store.blob_bytes + store.staged_bytes +
-                                   store.reserved_bytes));
+                                   store.reserved_bytes + store.damaged_bytes));
+    damaged_.Set(static_cast<double>(store.damaged_bytes));
     store_limit_.Set(static_cast<double>(store.limit_bytes));
     uint64_t pages = 0;
     uint64_t resident = 0;
@@ -192,7 +193,12 @@ class MetricsImpl final : public Metrics {
   Gauge& draining_ =
       Gauges("ovpress_draining", "1 while no new work is taken").Add({});
   Gauge& store_ =
-      Gauges("ovpress_store_bytes", "Blobs, staged uploads and reservations")
+      Gauges("ovpress_store_bytes",
+             "Blobs, staged uploads, reservations and damaged blobs")
+          .Add({});
+  Gauge& damaged_ =
+      Gauges("ovpress_store_damaged_bytes",
+             "Of it, blobs that lost their digest and were set aside")
           .Add({});
   Gauge& store_limit_ =
       Gauges("ovpress_store_limit_bytes", "What they may take")

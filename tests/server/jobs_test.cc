@@ -8,8 +8,10 @@
 #include <fstream>
 #include <future>
 #include <limits>
+#include <set>
 #include <thread>
 
+#include "absl/strings/str_cat.h"
 #include "absl/strings/str_replace.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -421,6 +423,81 @@ TEST_F(JobsTest, WhatChangedOnTheDiskIsNotServed) {
       EXPECT_EQ(*ReadBlob(store.get(), "o", ref, 100), "fine");
     }
   }
+}
+
+TEST_F(JobsTest, DamagedBlobsDoNotPileUp) {
+  limits_.max_damaged_bytes = 10;
+  limits_.damaged_ttl = absl::Hours(48);
+  limits_.min_blob_age = absl::ZeroDuration();
+  auto store = OpenBlobs();
+  const auto damage = [&](const std::string& bytes) {
+    ASSERT_TRUE(Upload(*store, "o", bytes).ok());
+    const BlobRef ref = BlobRefOf(bytes);
+    std::ofstream(absl::StrCat(folder_, "/store/blobs/",
+                               ref.sha256.substr(0, 2), "/", ref.sha256, "-",
+                               bytes.size()))
+        << std::string(bytes.size(), '?');
+    ASSERT_EQ(store->Verify(ref).code(), absl::StatusCode::kDataLoss);
+  };
+  const auto kept = [&] {
+    std::set<std::string> names;
+    for (const auto& file :
+         fs::directory_iterator(folder_ + "/store/corrupt")) {
+      names.insert(file.path().filename().string());
+    }
+    EXPECT_EQ(store->Stats().damaged_count, names.size());
+    return names;
+  };
+  const auto name = [](const std::string& bytes) {
+    return absl::StrCat(BlobRefOf(bytes).sha256, "-", bytes.size());
+  };
+  damage("first");
+  clock_.Advance(absl::Hours(1));
+  damage("other");
+  EXPECT_EQ(kept(), (std::set{name("first"), name("other")}));
+  EXPECT_EQ(store->Stats().damaged_bytes, 10u);
+  // The same blob again replaces its file, and counts once.
+  clock_.Advance(absl::Hours(1));
+  damage("first");
+  EXPECT_EQ(store->Stats().damaged_bytes, 10u);
+  // One more than fits: the oldest goes.
+  damage("third");
+  EXPECT_EQ(kept(), (std::set{name("first"), name("third")}));
+  // What never fits is not kept, and does not push out the rest for nothing.
+  damage("much larger than all");
+  EXPECT_EQ(kept(), (std::set{name("first"), name("third")}));
+  // Known after a restart, with their age.
+  clock_.Advance(absl::Hours(24));
+  store.reset();
+  store = OpenBlobs();
+  EXPECT_EQ(store->Stats().damaged_bytes, 10u);
+  store->Sweep();
+  EXPECT_EQ(kept().size(), 2u);
+  // Before a good blob they make room.
+  ASSERT_TRUE(Upload(*store, "o", "good").ok());
+  store.reset();
+  limits_.max_store_bytes = 16;
+  store = OpenBlobs();
+  ASSERT_TRUE(Upload(*store, "o", "1234567").ok());
+  EXPECT_TRUE(Has(*store, "o", "good"));
+  EXPECT_EQ(kept().size(), 1u);
+  clock_.Advance(absl::Hours(25));
+  store->Sweep();
+  EXPECT_EQ(kept().size(), 0u);
+  EXPECT_EQ(store->Stats().damaged_bytes, 0u);
+  EXPECT_TRUE(Has(*store, "o", "good"));
+}
+
+TEST_F(JobsTest, AWrongSizeFoundAtTheStartIsSetAsideAndCounted) {
+  { ASSERT_TRUE(Upload(*OpenBlobs(), "o", "fine").ok()); }
+  const BlobRef ref = BlobRefOf("fine");
+  std::ofstream(folder_ + "/store/blobs/" + ref.sha256.substr(0, 2) + "/" +
+                ref.sha256 + "-4")
+      << "longer";
+  const auto store = OpenBlobs();
+  EXPECT_EQ(report_.corrupt_blobs, 1u);
+  EXPECT_EQ(store->Stats().damaged_bytes, 6u);
+  EXPECT_EQ(store->Stats().blob_bytes, 0u);
 }
 
 TEST_F(JobsTest, AVanishedBlobIsMissingNotAnEndlessError) {
