@@ -210,6 +210,25 @@ def test_any_replica_serves_any_call(c: Context):
         harness.expect(grpc.StatusCode.NOT_FOUND, lambda: get(one, job))
 
 
+def test_a_request_id_is_one_output(c: Context):
+    with c.cluster(count=2, flags=["--allow-address=s3://models/once/"]) as replicas:
+        one, two = (r.client() for r in replicas)
+        model = one.upload_model(c.xml, c.bin)
+
+        def submit(client, output: str):
+            request = client.pb.CompressModelRequest(model=model, request_id="r", output_address=client.pb.ModelAddress(xml=output) if output else None, options=client.pb.CompressionOptions(mode="int8_sym"))
+            return client.compression.CompressModel(request, timeout=30)
+
+        job = submit(one, "s3://models/once/a.xml")
+        assert submit(two, "s3://models/once/a.xml").name == job.name
+        error = harness.expect(grpc.StatusCode.ALREADY_EXISTS, lambda: submit(two, "s3://models/once/b.xml"))
+        assert "request_id r was used with other arguments" in error.details() and job.name in error.details(), error.details()
+        one.result(one.wait(job))
+        harness.expect(grpc.StatusCode.ALREADY_EXISTS, lambda: submit(one, ""))
+        keys = c.seaweed.keys("models")
+        assert "once/a.bin" in keys and not any(key.startswith("once/b") for key in keys), keys
+
+
 def test_a_killed_replica_is_replaced(c: Context):
     xml, data, digest = c.model()
     with c.cluster() as replicas:
