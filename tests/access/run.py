@@ -10,6 +10,7 @@ The last line is "N passed, N failed"."""
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import json
 import os
@@ -17,6 +18,8 @@ import pathlib
 import re
 import shutil
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -598,6 +601,105 @@ def test_quotas_of_identities(c: Context):
         rejected = server.page("/metrics")[1]
         for name in ("max_requests_per_second", "max_watchers_per_owner", "max_transfers_per_owner"):
             assert f'ovpress_admission_rejected_total{{reason="{name}"}}' in rejected, name
+
+
+def http2_frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
+    return struct.pack(">I", len(payload))[1:] + bytes([kind, flags]) + struct.pack(">I", stream) + payload
+
+
+def http2_headers(*headers: tuple[str, bytes]) -> bytes:
+    """HPACK without tables: each a literal that is never indexed."""
+    def text(value: bytes) -> bytes:
+        length, code = len(value), b""
+        if length < 127:
+            return bytes([length]) + value
+        length -= 127
+        while length >= 128:
+            code += bytes([length % 128 + 128])
+            length //= 128
+        return b"\x7f" + code + bytes([length]) + value
+
+    return b"".join(b"\x10" + text(name.encode()) + text(value) for name, value in headers)
+
+
+HEADERS, RST_STREAM, SETTINGS, PING = 1, 3, 4, 6
+END_STREAM, END_HEADERS = 1, 4
+
+
+def flood(port: int, frames, seconds: float = 20) -> int:
+    """Sends until all is sent, the server hangs up, or it takes nothing more; reads
+    and forgets what comes. Returns the bytes sent."""
+    sent = 0
+    with socket.create_connection(("127.0.0.1", port), timeout=5) as s:
+        s.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + http2_frame(SETTINGS, 0, 0))
+
+        def drain():
+            with contextlib.suppress(OSError):
+                while s.recv(1 << 16):
+                    pass
+
+        reader = threading.Thread(target=drain, daemon=True)
+        reader.start()
+        with contextlib.suppress(OSError):
+            end = time.monotonic() + seconds
+            for piece in frames:
+                s.sendall(piece)
+                sent += len(piece)
+                if time.monotonic() > end:
+                    break
+        with contextlib.suppress(OSError):
+            s.shutdown(socket.SHUT_RDWR)
+        reader.join(10)
+    return sent
+
+
+def test_floods_leave_nothing_behind(c: Context):
+    token, bob = c.token("alice"), c.token("bob")
+
+    def opened(path: bytes, *more: tuple[str, bytes]) -> bytes:
+        return http2_headers((":method", b"POST"), (":scheme", b"http"), (":path", path), (":authority", b"x"), ("content-type", b"application/grpc"), ("te", b"trailers"), *more)
+
+    def streams(count: int, header: bytes, flags: int = END_HEADERS, after=lambda stream: b""):
+        for stream in range(1, 2 * count, 2):
+            yield http2_frame(HEADERS, flags, stream, header) + after(stream)
+
+    bearer = ("authorization", f"Bearer {token}".encode())
+    write, list_jobs, stream = b"/google.bytestream.ByteStream/Write", b"/google.longrunning.Operations/ListOperations", b"/ovpress.v1.WeightCompression/CompressStream"
+    reset = lambda n: http2_frame(RST_STREAM, 0, n, b"\0\0\0\x08")  # noqa: E731
+    attacks = {
+        "half-open, unknown": lambda: streams(5000, opened(write)),
+        "half-open, known": lambda: streams(5000, opened(stream, bearer)),
+        "rapid reset, unknown": lambda: streams(20000, opened(list_jobs), after=reset),
+        "rapid reset, known": lambda: streams(20000, opened(write, bearer), after=reset),
+        "settings": lambda: (http2_frame(SETTINGS, 0, 0, struct.pack(">HI", 4, 65535 + i % 9)) * 50 for i in range(400)),
+        "pings": lambda: (http2_frame(PING, 0, 0, struct.pack(">Q", i)) * 50 for i in range(400)),
+        "metadata of a megabyte": lambda: streams(50, opened(list_jobs, *((f"x-{i}", b"y" * 1000) for i in range(15)), bearer)),
+        "odd bytes in the token": lambda: (http2_frame(HEADERS, END_HEADERS | END_STREAM, 2 * i + 1, opened(list_jobs, ("authorization", b"Bearer " + bytes([i % 256]) * 40))) for i in range(1, 256)),
+    }
+    with c.with_tokens() as server:
+        client = as_caller(server, bob)
+        descriptors = lambda: len(os.listdir(f"/proc/{server.process.pid}/fd"))  # noqa: E731
+        all_calls(client)["GetCapabilities"]()
+        at_rest = descriptors()
+        for _ in range(2):
+            for name, frames in attacks.items():
+                begin = time.monotonic()
+                flood(int(server.port), frames())
+                assert server.process.poll() is None, f"{name} ended the server: {log_of(server)[-500:]}"
+                all_calls(client)["GetCapabilities"]()  # whoever behaves is served
+                assert time.monotonic() - begin < 40, name
+            harness.wait_until(lambda: "ovpress_transfers_active 0" in server.page("/metrics")[1])
+            harness.wait_until(lambda: descriptors() <= at_rest + 2)
+        for name in ("uploads/\0/blobs/a/1", "uploads/" + "%2e%2e/" * 50 + f"blobs/{'a' * 64}/1", f"uploads/{'u' * 100000}/blobs/{'a' * 64}/1", f"uploads/u/blobs/{'a' * 64}/{2**63}", f"blobs/{'a' * 64}/1/../../x"):
+            for call in (lambda: client.write(name, b"x"), lambda: list(client.bytes.Read(client.bs.ReadRequest(resource_name=name), timeout=20)), lambda: client.bytes.QueryWriteStatus(client.bs.QueryWriteStatusRequest(resource_name=name), timeout=20)):
+                assert code_of(call) in (Code.INVALID_ARGUMENT, Code.NOT_FOUND), name
+        for name in ("operations/../jobs.sqlite", "operations/" + "a" * 100000, "operations/%00", "operations/' OR 1=1 --", ""):
+            for method, kind in (("GetOperation", "GetOperationRequest"), ("CancelOperation", "CancelOperationRequest"), ("DeleteOperation", "DeleteOperationRequest")):
+                assert code_of(lambda: getattr(client.operations, method)(getattr(client.lro, kind)(name=name), timeout=20)) in (Code.INVALID_ARGUMENT, Code.NOT_FOUND), (method, name)
+        model = client.upload_model(c.xml, c.bin)
+        for labels in ({f"k{i}": "v" for i in range(17)}, {"k": "v" * 300}, {"K": "v"}, {"": "v"}):
+            assert code_of(lambda: client.submit(model, labels=labels)) == Code.INVALID_ARGUMENT, labels
+        assert server.stop() == 0
 
 
 def test_token_command(c: Context):
