@@ -2,6 +2,7 @@
 // server/rpc.
 #include <signal.h>
 
+#include <algorithm>
 #include <chrono>
 #include <filesystem>
 #include <fstream>
@@ -222,19 +223,27 @@ void RegisterUsageFlags(CLI::App* app) {
 }
 
 // Until SIGTERM or SIGINT, which it returns; meanwhile reads the files of
-// `access` again at SIGHUP and when they change.
+// `access` again at SIGHUP and when they change, and keeps the heap small.
 int WaitForStop(const sigset_t& signals, ServerAccess* access,
                 double reload_seconds) {
-  // A day stands for never: nothing else needs this thread.
-  const double wait = reload_seconds > 0 ? reload_seconds : 86'400;
-  const timespec timeout = absl::ToTimespec(absl::Seconds(wait));
+  constexpr double kUpkeepSeconds = 5;
+  double until_reload = reload_seconds;
   while (true) {
+    const double wait = reload_seconds > 0
+                            ? std::min(until_reload, kUpkeepSeconds)
+                            : kUpkeepSeconds;
+    const timespec timeout = absl::ToTimespec(absl::Seconds(wait));
     const int caught = sigtimedwait(&signals, nullptr, &timeout);
     if (caught == SIGTERM || caught == SIGINT) return caught;
     if (caught == SIGHUP) {
       access->Reload();
-    } else if (reload_seconds > 0) {
+      continue;
+    }
+    GiveBackIdleHeap();
+    until_reload -= wait;
+    if (reload_seconds > 0 && until_reload <= 0) {
       access->ReloadIfChanged();
+      until_reload = reload_seconds;
     }
   }
 }

@@ -12,6 +12,14 @@ namespace ovpress {
 // the kernel's as before. Does nothing with other allocators.
 void KeepMessageBuffers();
 
+// Gives the kernel what was freed and is not soon wanted again, if it is much
+// (kIdleHeapBytes beyond what KeepMessageBuffers() keeps): what ten thousand
+// connections leave lies between what is in use, and glibc by itself gives back
+// only from the end. Takes milliseconds then, microseconds else; call it every
+// few seconds, from one thread. True if it gave back something.
+bool GiveBackIdleHeap();
+
+inline constexpr unsigned long long kIdleHeapBytes = 128ull << 20;
 inline constexpr int kHeapArenas = 4;
 inline constexpr int kHeapKeptBytes = 16 << 20;
 // Above what gRPC reads at once, 4 MiB.
