@@ -3,7 +3,6 @@
 #include <malloc.h>
 #include <unistd.h>
 
-#include <cstddef>
 #include <fstream>
 
 namespace ovpress {
@@ -17,18 +16,22 @@ void KeepMessageBuffers() {
 #endif
 }
 
+uint64_t ResidentBytes() {
+  uint64_t pages = 0;
+  uint64_t resident = 0;
+  std::ifstream("/proc/self/statm") >> pages >> resident;
+  return resident * static_cast<uint64_t>(::getpagesize());
+}
+
 bool GiveBackIdleHeap() {
 #ifdef __GLIBC__
-  size_t pages = 0;
-  size_t resident = 0;
-  std::ifstream("/proc/self/statm") >> pages >> resident;
-  resident *= static_cast<size_t>(::getpagesize());
   const struct mallinfo2 heap = ::mallinfo2();
   // What is free counts as such also where its pages are the kernel's again, so
   // it is the difference that tells.
-  const size_t wanted = heap.uordblks + heap.hblkhd +
-                        size_t{kHeapArenas} * kHeapKeptBytes + kIdleHeapBytes;
-  return resident > wanted && ::malloc_trim(kHeapKeptBytes) == 1;
+  const uint64_t wanted = heap.uordblks + heap.hblkhd +
+                          uint64_t{kHeapArenas} * kHeapKeptBytes +
+                          kIdleHeapBytes;
+  return ResidentBytes() > wanted && ::malloc_trim(kHeapKeptBytes) == 1;
 #else
   return false;
 #endif

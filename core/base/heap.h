@@ -2,6 +2,8 @@
 #ifndef OVPRESS_CORE_BASE_HEAP_H_
 #define OVPRESS_CORE_BASE_HEAP_H_
 
+#include <cstdint>
+
 namespace ovpress {
 
 // For programs that move bulk data in messages of about 1 MiB; called
@@ -12,6 +14,9 @@ namespace ovpress {
 // the kernel's as before. Does nothing with other allocators.
 void KeepMessageBuffers();
 
+// What the kernel counts as this process's memory; 0 if it does not tell.
+uint64_t ResidentBytes();
+
 // Gives the kernel what was freed and is not soon wanted again, if it is much
 // (kIdleHeapBytes beyond what KeepMessageBuffers() keeps): what ten thousand
 // connections leave lies between what is in use, and glibc by itself gives back
@@ -19,7 +24,7 @@ void KeepMessageBuffers();
 // few seconds, from one thread. True if it gave back something.
 bool GiveBackIdleHeap();
 
-inline constexpr unsigned long long kIdleHeapBytes = 128ull << 20;
+inline constexpr uint64_t kIdleHeapBytes = 128ull << 20;
 inline constexpr int kHeapArenas = 4;
 inline constexpr int kHeapKeptBytes = 16 << 20;
 // Above what gRPC reads at once, 4 MiB.

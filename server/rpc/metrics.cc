@@ -1,10 +1,7 @@
 #include "server/rpc/metrics.h"
 
-#include <unistd.h>
-
-#include <fstream>
-
 #include "absl/strings/ascii.h"
+#include "core/base/heap.h"
 #include "core/engine/compression.h"
 #include "prometheus/counter.h"
 #include "prometheus/gauge.h"
@@ -112,11 +109,7 @@ class MetricsImpl final : public Metrics {
                                    store.reserved_bytes + store.damaged_bytes));
     damaged_.Set(static_cast<double>(store.damaged_bytes));
     store_limit_.Set(static_cast<double>(store.limit_bytes));
-    uint64_t pages = 0;
-    uint64_t resident = 0;
-    std::ifstream("/proc/self/statm") >> pages >> resident;
-    resident_.Set(
-        static_cast<double>(resident * static_cast<uint64_t>(::getpagesize())));
+    resident_.Set(static_cast<double>(ResidentBytes()));
     return prometheus::TextSerializer().Serialize(registry_.Collect());
   }
 

@@ -1,9 +1,7 @@
 #include "core/base/heap.h"
 
 #include <malloc.h>
-#include <unistd.h>
 
-#include <fstream>
 #include <memory>
 #include <vector>
 
@@ -11,13 +9,6 @@
 
 namespace ovpress {
 namespace {
-
-size_t ResidentBytes() {
-  size_t pages = 0;
-  size_t resident = 0;
-  std::ifstream("/proc/self/statm") >> pages >> resident;
-  return resident * static_cast<size_t>(::getpagesize());
-}
 
 TEST(HeapTest, GivesBackWhatLiesBetween) {
   constexpr size_t kPiece = 50'000;
@@ -32,7 +23,7 @@ TEST(HeapTest, GivesBackWhatLiesBetween) {
   EXPECT_FALSE(GiveBackIdleHeap()) << "all of it is in use";
   // The last one stays, so that glibc by itself gives back nothing.
   pieces.erase(pieces.begin(), pieces.end() - 1);
-  const size_t before = ResidentBytes();
+  const uint64_t before = ResidentBytes();
   ASSERT_GT(before, kPiece * kPieces / 2);
   EXPECT_TRUE(GiveBackIdleHeap());
   EXPECT_LT(ResidentBytes() + kPiece * kPieces / 2, before);
