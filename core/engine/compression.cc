@@ -124,6 +124,19 @@ struct Compression::Impl {
     return {unit_begin, unit_end, out_begin(unit_begin), out_begin(unit_end),
             SourceBytes(unit_begin, unit_end)};
   }
+  WorkContext WorkOn(const RunOptions& options, size_t unit_begin,
+                     size_t unit_end) const {
+    WorkContext context;
+    context.model = &model;
+    context.plan = &plan;
+    context.layout = &layout;
+    context.parallelism = options.executor->parallelism();
+    context.memory_budget_bytes = options.memory_budget_bytes;
+    context.measure_error = options.measure_error;
+    context.unit_begin = unit_begin;
+    context.unit_end = unit_end;
+    return context;
+  }
   std::vector<SquaredSums> ErrorsByUnit() const {
     return work != nullptr ? work->ErrorsByUnit() : part_errors;
   }
@@ -264,15 +277,8 @@ absl::Status Compression::RunAvailableOrThrow(ByteSource& bin,
   if (impl.work == nullptr) {
     OVPRESS_RETURN_IF_ERROR(impl.model.CheckConstantRanges(bin.size_bytes()));
     impl.bin_size_bytes = bin.size_bytes();
-    WorkContext context;
-    context.model = &impl.model;
-    context.plan = &impl.plan;
-    context.layout = &impl.layout;
-    context.parallelism = options.executor->parallelism();
-    context.memory_budget_bytes = options.memory_budget_bytes;
-    context.measure_error = options.measure_error;
-    context.unit_end = impl.layout.units.size();
-    impl.work = std::make_unique<WorkList>(context);
+    impl.work = std::make_unique<WorkList>(
+        impl.WorkOn(options, 0, impl.layout.units.size()));
   }
   ProgressMeter meter(options, Phase::kCompressing, impl.work_bytes_done,
                       impl.SourceBytes(0, impl.layout.units.size()),
@@ -367,16 +373,7 @@ absl::StatusOr<PartResult> Compression::RunPartOrThrow(
   OVPRESS_RETURN_IF_ERROR(CheckPart(part));
   const Impl& impl = *impl_;
   OVPRESS_RETURN_IF_ERROR(impl.model.CheckConstantRanges(bin.size_bytes()));
-  WorkContext context;
-  context.model = &impl.model;
-  context.plan = &impl.plan;
-  context.layout = &impl.layout;
-  context.parallelism = options.executor->parallelism();
-  context.memory_budget_bytes = options.memory_budget_bytes;
-  context.measure_error = options.measure_error;
-  context.unit_begin = part.unit_begin;
-  context.unit_end = part.unit_end;
-  WorkList work(context);
+  WorkList work(impl.WorkOn(options, part.unit_begin, part.unit_end));
   ProgressMeter meter(options, Phase::kCompressing, 0, part.input_bytes,
                       impl.CompressedWeights(part.unit_begin, part.unit_end),
                       [&work] { return work.weights_done(); });
