@@ -267,7 +267,6 @@ class Manager final : public JobManager {
   void StopAdmitting() override {
     MutexLock lock(&mutex_);
     draining_ = true;
-    hurry_ = true;
   }
 
   DrainReport Drain(absl::Duration limit) override {
@@ -287,7 +286,6 @@ class Manager final : public JobManager {
       report.finished =
           static_cast<int>(at_start - std::min(at_start, running_.size()));
       report.requeued = static_cast<int>(running_.size());
-      stop_streams_ = true;
       stopping_ = true;
       for (auto& [id, running] : running_) {
         StopLocked(id, StopReason::kShutdown);
@@ -302,7 +300,7 @@ class Manager final : public JobManager {
       }
     }
     Reap();
-    const Patience patience(&hurry_, kStopGrace);
+    const Patience patience(&draining_, kStopGrace);
     if (const auto counts = options_.jobs->Count(std::nullopt); counts.ok()) {
       report.queued = counts->queued;
     }
@@ -410,7 +408,7 @@ class Manager final : public JobManager {
     bool wanted = true;
     while (true) {
       const auto start = std::chrono::steady_clock::now();
-      const Patience patience(&hurry_, kStopGrace);
+      const Patience patience(&draining_, kStopGrace);
       const bool look = !shared_ || wanted || start - looked_ >= kSharedLook;
       if (look) looked_ = start;
       RunTick(look);
@@ -473,11 +471,10 @@ class Manager final : public JobManager {
   uint64_t reserved_memory_ ABSL_GUARDED_BY(mutex_) = 0;
   int helping_ ABSL_GUARDED_BY(mutex_) = 0;
   int streams_ ABSL_GUARDED_BY(mutex_) = 0;
-  bool draining_ ABSL_GUARDED_BY(mutex_) = false;
-  bool stopping_ ABSL_GUARDED_BY(mutex_) = false;  // the time to drain is over
   bool exiting_ ABSL_GUARDED_BY(mutex_) = false;
-  std::atomic<bool> stop_streams_{false};
-  std::atomic<bool> hurry_{false};  // draining_, for who waits
+  // Set under the mutex; who waits looks at them without it.
+  std::atomic<bool> draining_{false};
+  std::atomic<bool> stopping_{false};  // the time to drain is over
 };
 
 // --- submission ---
@@ -932,10 +929,8 @@ void Manager::RunJob(const std::shared_ptr<Running>& running) {
                     absl::IsUnavailable(output.status());
        ++run) {
     Log(Observer::Severity::kWarning, job.id, output.status().message());
-    const auto until = After(absl::Milliseconds(250) * (1 << std::min(run, 5)));
-    while (!running->stop && std::chrono::steady_clock::now() < until) {
-      std::this_thread::sleep_for(std::chrono::milliseconds(50));
-    }
+    const Patience patience(&running->stop);
+    Patience::Sleep(std::chrono::milliseconds(250) * (1 << std::min(run, 5)));
     output = RunOnce(running);
   }
   if (running->stop && absl::IsUnavailable(output.status())) {
@@ -1016,7 +1011,7 @@ void Manager::EndJob(Running& running, absl::StatusOr<RunOutput> output) {
     outcome.result = std::move(output->result);
   } else if (reason == StopReason::kShutdown &&
              absl::IsCancelled(output.status())) {
-    const Patience patience(&stop_streams_, kStopGrace);
+    const Patience patience(&stopping_, kStopGrace);
     const absl::Status status =
         options_.jobs->Requeue(job.id, job.lease.fencing_token);
     Log(Observer::Severity::kInfo, job.id,
@@ -1081,7 +1076,7 @@ absl::Status Manager::StoreEnd(const JobRecord& job,
   // database that is restarted comes back, and as long as it is away nobody
   // else can take the job: the work of hours is worth the wait.
   const auto until = After(shared_ ? kSharedStoreWait : absl::Seconds(2));
-  const Patience patience(&stop_streams_, kStopGrace);
+  const Patience patience(&stopping_, kStopGrace);
   while (true) {
     const absl::Status stored =
         options_.jobs->Finish(job.id, job.lease.fencing_token, outcome);
@@ -1089,10 +1084,7 @@ absl::Status Manager::StoreEnd(const JobRecord& job,
       return stored;
     }
     if (std::chrono::steady_clock::now() >= until) return stored;
-    {
-      MutexLock lock(&mutex_);
-      if (stopping_) return stored;
-    }
+    if (stopping_) return stored;
     std::this_thread::sleep_for(std::chrono::milliseconds(200));
   }
 }
@@ -1196,7 +1188,7 @@ class Manager::Slot final : public StreamSlot {
   }
   Executor* executor() override { return executor_.get(); }
   const std::atomic<bool>* stop() const override {
-    return &manager_->stop_streams_;
+    return &manager_->stopping_;
   }
   uint64_t memory_budget_bytes() const override { return memory_; }
 

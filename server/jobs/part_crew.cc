@@ -93,8 +93,7 @@ class Crew final : public PartCrew {
   absl::Status WorkOn(const TakenPart& part, RunContext context,
                       Active* active);
   absl::Status StoreResult(const PartStore::Held& held,
-                           const std::string& result,
-                           const std::atomic<bool>* stop);
+                           const std::string& result);
   // True if it was still ours. If the database does not hear of it, the lease
   // ends.
   bool GiveBack(const Active& active, bool counts) {
@@ -123,17 +122,6 @@ class Crew final : public PartCrew {
   std::chrono::steady_clock::time_point rest_until_ ABSL_GUARDED_BY(mutex_);
   std::list<std::shared_ptr<Waited>> waited_ ABSL_GUARDED_BY(mutex_);
 };
-
-// Sleeps up to `wait`; false if `stop` is set.
-bool SleepUnless(const std::atomic<bool>* stop,
-                 std::chrono::milliseconds wait) {
-  constexpr std::chrono::milliseconds kStep{50};
-  for (; wait.count() > 0; wait -= kStep) {
-    if (stop != nullptr && *stop) return false;
-    std::this_thread::sleep_for(std::min(wait, kStep));
-  }
-  return stop == nullptr || !*stop;
-}
 
 absl::Status Stopped() { return absl::CancelledError("the job was stopped"); }
 
@@ -197,16 +185,16 @@ bool Crew::StandsStill(Active& active) const {
 }
 
 absl::Status Crew::StoreResult(const PartStore::Held& held,
-                               const std::string& result,
-                               const std::atomic<bool>* stop) {
+                               const std::string& result) {
   const auto until = std::chrono::steady_clock::now() + kDatabaseWait;
   while (true) {
     const absl::Status stored = options_.parts->Finish(held, result);
     if (!absl::IsUnavailable(stored) ||
-        std::chrono::steady_clock::now() >= until ||
-        !SleepUnless(stop, kLook)) {
+        std::chrono::steady_clock::now() >= until) {
       return stored;
     }
+    Patience::Sleep(kLook);
+    if (Patience::Over()) return stored;
   }
 }
 
@@ -220,7 +208,7 @@ absl::Status Crew::WorkOn(const TakenPart& part, RunContext context,
   OVPRESS_ASSIGN_OR_RETURN(
       const std::string result,
       options_.runner->RunPart(part.spec, part.common, part.order, context));
-  return StoreResult(active->held, result, context.stop);
+  return StoreResult(active->held, result);
 }
 
 std::shared_ptr<Active> MakeActive(const TakenPart& part, bool is_help) {
@@ -327,6 +315,7 @@ class Board final : public PartBoard {
   absl::StatusOr<std::vector<std::string>> Run(
       const PartRound& round,
       const std::function<void(uint64_t)>& progress) override {
+    const Patience patience(context_.stop);
     put_ = true;
     PartStore& parts = *crew_->options_.parts;
     OVPRESS_RETURN_IF_ERROR(parts.Put(
@@ -348,7 +337,7 @@ class Board final : public PartBoard {
     auto reached = std::chrono::steady_clock::now();
     std::vector<std::string> results;
     while (true) {
-      if (context_.stop != nullptr && *context_.stop) return Stopped();
+      if (Patience::Over()) return Stopped();
       const absl::StatusOr<bool> done = Step(round, &results);
       if (done.ok()) {
         if (*done) return results;
@@ -356,8 +345,8 @@ class Board final : public PartBoard {
       } else if (gave_up_ || !absl::IsUnavailable(done.status()) ||
                  std::chrono::steady_clock::now() - reached > kDatabaseWait) {
         return done.status();
-      } else if (!SleepUnless(context_.stop, kLook)) {
-        return Stopped();
+      } else {
+        Patience::Sleep(kLook);
       }
     }
   }
@@ -386,7 +375,7 @@ class Board final : public PartBoard {
         return false;
       }
     }
-    SleepUnless(context_.stop, kLook);
+    Patience::Sleep(kLook);
     return false;
   }
 
@@ -420,9 +409,8 @@ class Board final : public PartBoard {
       return status;
     }
     crew_->Log(Observer::Severity::kWarning, part.job_id, status.message());
-    return SleepUnless(context_.stop, std::chrono::milliseconds(500))
-               ? absl::OkStatus()
-               : Stopped();
+    Patience::Sleep(std::chrono::milliseconds(500));
+    return Patience::Over() ? Stopped() : absl::OkStatus();
   }
 
   Crew* const crew_;
