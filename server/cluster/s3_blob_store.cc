@@ -11,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/functional/function_ref.h"
 #include "absl/strings/escaping.h"
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
@@ -341,7 +342,7 @@ class S3BlobStoreImpl::Pieces {
   Pieces(S3BlobStoreImpl* store, Shape shape, std::unique_ptr<SpoolFile> spool)
       : store_(store),
         shape_(std::move(shape)),
-        size_(spool == nullptr ? 0 : spool->size_bytes()),
+        size_(spool->size_bytes()),
         spool_(std::move(spool)),
         pieces_(shape_.count),
         upload_id_(shape_.upload_id),
@@ -405,7 +406,6 @@ class S3BlobStoreImpl::Pieces {
     return upload_id_;
   }
 
-  size_t count() const { return pieces_.size(); }
   uint64_t size_bytes() const { return size_; }
   // REQUIRES: Shape::hash, and Wait() was OK.
   StreamHash* hash() { return &hash_; }
@@ -561,10 +561,37 @@ class S3BlobStoreImpl::NewObject {
     store_->index_->Unreserve(reservation_);
   }
   const std::string& key() const { return key_; }
-  const std::string& owner() const { return owner_; }
 
-  // A good object that has the blob already takes this one's place; `pin` is
-  // then set. Otherwise the key of a damaged one, or "".
+  // Makes the object a blob of its owner, unless a good one has the same bytes
+  // already: that takes its place. `complete` is called first then, and says
+  // what it takes for the object to be there; it may set the ETag.
+  absl::StatusOr<BlobWriter::Published> Publish(
+      const BlobRef& ref, BlobObject object,
+      absl::FunctionRef<absl::Status(BlobObject*)> complete) {
+    std::optional<int64_t> pin;
+    OVPRESS_ASSIGN_OR_RETURN(std::string replaces, FindPresent(ref, &pin));
+    if (!pin.has_value()) {
+      object.key = key_;
+      OVPRESS_RETURN_IF_ERROR(complete(&object));
+      OVPRESS_ASSIGN_OR_RETURN(
+          pin, store_->index_->Publish({.owner = owner_,
+                                        .ref = ref,
+                                        .object = std::move(object),
+                                        .replaces = std::move(replaces)}));
+      published_ = true;
+    }
+    if (store_->options_.observer) {
+      store_->options_.observer->OnBlobPublished(ref.size_bytes);
+    }
+    return BlobWriter::Published{
+        .ref = ref,
+        .pin = std::make_unique<PinImpl>(store_->index_.get(),
+                                         std::vector<int64_t>{*pin})};
+  }
+
+ private:
+  // `pin` is set for a good object that has the blob. Otherwise the key of a
+  // damaged one, or "".
   absl::StatusOr<std::string> FindPresent(const BlobRef& ref,
                                           std::optional<int64_t>* pin) {
     BlobIndex& index = *store_->index_;
@@ -580,29 +607,6 @@ class S3BlobStoreImpl::NewObject {
     return std::string();
   }
 
-  absl::StatusOr<int64_t> Publish(BlobRef ref, BlobObject object,
-                                  std::string replaces) {
-    object.key = key_;
-    OVPRESS_ASSIGN_OR_RETURN(
-        const int64_t pin,
-        store_->index_->Publish({.owner = owner_,
-                                 .ref = std::move(ref),
-                                 .object = std::move(object),
-                                 .replaces = std::move(replaces)}));
-    published_ = true;
-    return pin;
-  }
-
-  BlobWriter::Published Pinned(BlobRef ref, int64_t pin) const {
-    if (store_->options_.observer) {
-      store_->options_.observer->OnBlobPublished(ref.size_bytes);
-    }
-    return {.ref = std::move(ref),
-            .pin = std::make_unique<PinImpl>(store_->index_.get(),
-                                             std::vector<int64_t>{pin})};
-  }
-
- private:
   S3BlobStoreImpl* const store_;
   const std::string owner_;
   const std::string key_;
@@ -636,28 +640,23 @@ class S3BlobStoreImpl::Writer final : public BlobWriter {
                     .block_digests = hash->TakeBlockDigests()};
     const BlobRef ref{.sha256 = hash->FinishHex(),
                       .size_bytes = pieces_.size_bytes()};
-    std::optional<int64_t> pin;
-    OVPRESS_ASSIGN_OR_RETURN(const std::string replaces,
-                             object_->FindPresent(ref, &pin));
-    if (!pin.has_value()) {
-      if (parts.size() > 1) {
-        OVPRESS_ASSIGN_OR_RETURN(const std::string upload_id,
-                                 pieces_.UploadId());
-        absl::StatusOr<std::string> etag =
-            store_->options_.s3->CompleteMultipart(
-                store_->PartOf(object_->key(), upload_id, 0), parts);
-        if (!etag.ok()) {
-          return store_->OursOr(etag.status(), object_->key(), upload_id);
-        }
-        made.etag = *std::move(etag);
-      }
-      OVPRESS_ASSIGN_OR_RETURN(
-          pin, object_->Publish(ref, std::move(made), replaces));
-    }
-    return object_->Pinned(ref, *pin);
+    return object_->Publish(ref, std::move(made), [&](BlobObject* object) {
+      return parts.size() > 1 ? Complete(parts, object) : absl::OkStatus();
+    });
   }
 
  private:
+  absl::Status Complete(const std::vector<S3Part>& parts, BlobObject* object) {
+    OVPRESS_ASSIGN_OR_RETURN(const std::string upload_id, pieces_.UploadId());
+    absl::StatusOr<std::string> etag = store_->options_.s3->CompleteMultipart(
+        store_->PartOf(object->key, upload_id, 0), parts);
+    if (!etag.ok()) {
+      return store_->OursOr(etag.status(), object->key, upload_id);
+    }
+    object->etag = *std::move(etag);
+    return absl::OkStatus();
+  }
+
   static size_t PiecesOf(uint64_t size) {
     const uint64_t piece = PartBytesFor(size);
     return static_cast<size_t>((size + piece - 1) / piece);
@@ -746,14 +745,8 @@ class S3BlobStoreImpl::Shared final : public SharedOutput {
     OVPRESS_RETURN_IF_ERROR(HashObject(*etag, stop, &hash));
     BlobObject made{.etag = *etag, .block_digests = hash.TakeBlockDigests()};
     const BlobRef ref{.sha256 = hash.FinishHex(), .size_bytes = size_};
-    std::optional<int64_t> pin;
-    OVPRESS_ASSIGN_OR_RETURN(const std::string replaces,
-                             object_->FindPresent(ref, &pin));
-    if (!pin.has_value()) {
-      OVPRESS_ASSIGN_OR_RETURN(
-          pin, object_->Publish(ref, std::move(made), replaces));
-    }
-    return object_->Pinned(ref, *pin);
+    return object_->Publish(ref, std::move(made),
+                            [](BlobObject*) { return absl::OkStatus(); });
   }
 
  private:
@@ -842,7 +835,8 @@ absl::Status S3BlobStoreImpl::Shared::HashObject(const std::string& etag,
       auto promise = std::make_shared<std::promise<absl::Status>>();
       block.read = promise->get_future();
       store_->readers_->Add([store = store_, key = object_->key(), etag, asked,
-                             bytes = std::span(block.bytes), promise] {
+                             bytes = std::span(block.bytes), promise, stop] {
+        const Patience patience(stop);
         promise->set_value(store->options_.s3->GetRange(
             store->options_.bucket, key, asked * kBlobBlockBytes, bytes,
             {.if_match = etag}));
