@@ -11,17 +11,19 @@
 
 namespace ovpress {
 
+// A part of a job that still runs as it did when the part was put up.
+#define OVPRESS_PART_IS_LIVE \
+  " jobs.seq = p.seq AND jobs.state = 2 AND jobs.token = p.job_token "
+
 const char kPgPartIsOpen[] =
     " p.state <= 2 AND (p.state = 1 OR p.lease_expires <= ovpress_now())"
-    " AND jobs.seq = p.seq AND jobs.state = 2 AND jobs.token = p.job_token ";
+    " AND" OVPRESS_PART_IS_LIVE;
 
 namespace {
 
 constexpr absl::Duration kRetryAfter = absl::Seconds(2);
 
-// A part of a job that still runs as it did when the part was put up.
-constexpr char kPartIsLive[] =
-    " jobs.seq = p.seq AND jobs.state = 2 AND jobs.token = p.job_token ";
+constexpr char kPartIsLive[] = OVPRESS_PART_IS_LIVE;
 
 absl::Status JobLost(const JobHold& job) {
   return absl::AbortedError(absl::StrCat(
