@@ -2,10 +2,8 @@
 
 #include <cstdlib>
 #include <filesystem>
-#include <fstream>
 #include <iostream>
 #include <memory>
-#include <system_error>
 
 #include "absl/status/statusor.h"
 #include "absl/strings/ascii.h"
@@ -14,6 +12,7 @@
 #include "core/base/io.h"
 #include "core/base/status_macros.h"
 #include "server/cluster/http_client.h"
+#include "server/whole_file.h"
 
 namespace ovpress {
 namespace {
@@ -56,22 +55,8 @@ absl::StatusOr<std::string> Ask(const std::string& data_dir) {
 
 absl::Status LeaveHealthAddress(const std::string& data_dir,
                                 const std::string& metrics, int port) {
-  const std::filesystem::path file =
-      std::filesystem::path(data_dir) / kFileName;
-  // Renamed into place: who sees it sees all of it.
-  std::filesystem::path temporary = file;
-  temporary += ".tmp";
-  std::error_code error;
-  {
-    std::ofstream out(temporary);
-    out << ReachableHost(metrics) << ":" << port << "\n";
-    out.close();
-    if (!out) error = std::make_error_code(std::errc::io_error);
-  }
-  if (!error) std::filesystem::rename(temporary, file, error);
-  if (!error) return absl::OkStatus();
-  return absl::UnavailableError(
-      absl::StrCat("cannot write ", file.string(), ": ", error.message()));
+  return WriteWhole((std::filesystem::path(data_dir) / kFileName).string(),
+                    absl::StrCat(ReachableHost(metrics), ":", port, "\n"));
 }
 
 CLI::App* RegisterHealthCommand(CLI::App* app) {

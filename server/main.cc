@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <chrono>
 #include <filesystem>
-#include <fstream>
 #include <iostream>
 #include <string>
 #include <thread>
@@ -34,6 +33,7 @@
 #include "server/rpc/services.h"
 #include "server/size_flag.h"
 #include "server/token_command.h"
+#include "server/whole_file.h"
 #include "spdlog/spdlog.h"
 
 namespace ovpress {
@@ -356,10 +356,8 @@ absl::Status Serve(const ServerFlags& flags) {
                  std::string(left.message()));
   }
   if (!flags.port_file.empty()) {
-    // Renamed into place: who sees it sees all of it.
-    const std::string temporary = flags.port_file + ".tmp";
-    std::ofstream(temporary) << port << "\n" << pages->port() << "\n";
-    std::filesystem::rename(temporary, flags.port_file, error);
+    WriteWhole(flags.port_file, absl::StrCat(port, "\n", pages->port(), "\n"))
+        .IgnoreError();
   }
 
   const int caught =
