@@ -396,24 +396,31 @@ def test_a_large_job_is_shared_out(c: Context):
         assert c.postgres.value("SELECT (SELECT count(*) FROM job_parts) + (SELECT count(*) FROM job_rounds)") == "0"
 
 
+def strike(c: Context, replicas, model, digest: str, blow, at_holder: bool):
+    """A shared job whose holder or helper gets the blow: who was struck, one who was not, the job and its end."""
+    job = slow_job(replicas[0].client(), model)
+    holder, helper = holder_and_helper(c, replicas, job)
+    struck, other = (holder, helper) if at_holder else (helper, holder)
+    struck.signal(blow)
+    client = other.client()
+    ended = client.wait(job, seconds=LEASE + 60)
+    assert client.result(ended).model.bin.sha256 == digest
+    assert client.metadata(ended).attempt == (2 if at_holder else 1)
+    if blow == signal.SIGSTOP:
+        struck.signal(signal.SIGCONT)
+    else:
+        struck.kill()
+        struck.start()
+    return struck, client, job, ended
+
+
 def test_a_shared_job_outlives_its_helpers(c: Context):
     xml, data, digest = c.model()
     with c.cluster(flags=[SHARE]) as replicas:
         model = replicas[0].client().upload_model(xml, data)
         for blow in (signal.SIGKILL, signal.SIGSTOP):
-            job = slow_job(replicas[0].client(), model)
-            holder, helper = holder_and_helper(c, replicas, job)
-            helper.signal(blow)
-            client = holder.client()
-            ended = client.wait(job, seconds=LEASE + 60)
-            assert client.result(ended).model.bin.sha256 == digest
-            assert client.metadata(ended).attempt == 1
-            if blow == signal.SIGKILL:
-                helper.kill()
-                helper.start()
-                continue
+            helper, client, job, ended = strike(c, replicas, model, digest, blow, at_holder=False)
             # Back from the cold: its part is another's by now.
-            helper.signal(signal.SIGCONT)
             harness.wait_until(lambda: helper.metric("ovpress_parts_helping") == 0)
             assert client.result(get(client, job)).model.bin.sha256 == digest
             assert hashlib.sha256(client.read(client.result(ended).model.bin)).hexdigest() == digest
@@ -424,18 +431,7 @@ def test_a_shared_job_outlives_its_holder(c: Context):
     with c.cluster(flags=[SHARE]) as replicas:
         model = replicas[0].client().upload_model(xml, data)
         for blow in (signal.SIGKILL, signal.SIGSTOP):
-            job = slow_job(replicas[0].client(), model)
-            holder, helper = holder_and_helper(c, replicas, job)
-            holder.signal(blow)
-            client = helper.client()
-            ended = client.wait(job, seconds=LEASE + 60)
-            assert client.result(ended).model.bin.sha256 == digest
-            assert client.metadata(ended).attempt == 2
-            if blow == signal.SIGSTOP:
-                holder.signal(signal.SIGCONT)
-            else:
-                holder.kill()
-                holder.start()
+            holder, client, job, ended = strike(c, replicas, model, digest, blow, at_holder=True)
             harness.wait_until(lambda: holder.metric("ovpress_jobs_running") == 0)
             assert get(client, job) == ended
             assert hashlib.sha256(client.read(client.result(ended).model.bin)).hexdigest() == digest
